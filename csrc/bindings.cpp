@@ -1,0 +1,163 @@
+// The one pybind11 file: every launcher under its Python name.
+//
+// Pointers, streams and enums arrive as integers; genkern/ops/<op>/op.py has checked the tensors
+// behind them. A launcher runs without the GIL, and a status other than ok becomes an exception
+// that names it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "build_info.h"
+#include "common/levels.h"
+#include "losses/adversarial.h"
+
+namespace py = pybind11;
+using namespace genkern;
+
+namespace {
+
+using Address = uintptr_t;
+
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+void check(Status status, const char* launcher) {
+  switch (status) {
+    case Status::ok:
+      return;
+    case Status::unknown_dtype:
+      throw std::invalid_argument(std::string(launcher) + ": unknown dtype number");
+    case Status::out_of_memory:
+      throw std::runtime_error(std::string(launcher) + ": out of memory for its scratch");
+    case Status::cuda_error:
+      throw std::runtime_error(std::string(launcher) + ": the CUDA launch failed");
+  }
+}
+
+// ---- Losses -------------------------------------------------------------------------------------
+
+LogitSide side(Address logits, int64_t count, double sign, double shift, double weight) {
+  return {pointer(logits), count, sign, shift, weight};
+}
+
+void bind_losses(py::module_& m) {
+  m.def("adversarial_forward",
+        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
+           double real_shift, double real_weight, Address fake, int64_t fake_count,
+           double fake_sign, double fake_shift, double fake_weight, Address loss, Address stats,
+           Address grad_real, Address grad_fake, int threads) {
+          const AdversarialForward args{Phi(phi),
+                                        DType(dtype),
+                                        paired,
+                                        side(real, real_count, real_sign, real_shift, real_weight),
+                                        side(fake, fake_count, fake_sign, fake_shift, fake_weight),
+                                        pointer(loss),
+                                        pointer(stats),
+                                        pointer(grad_real),
+                                        pointer(grad_fake),
+                                        threads};
+          py::gil_scoped_release release;
+          check(GK_PICK(adversarial_forward)(args), "adversarial_forward");
+        });
+  m.def("adversarial_backward",
+        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
+           double real_shift, double real_weight, Address fake, int64_t fake_count,
+           double fake_sign, double fake_shift, double fake_weight, Address grad_loss,
+           Address grad_real, Address grad_fake, int threads) {
+          const AdversarialBackward args{Phi(phi),
+                                         DType(dtype),
+                                         paired,
+                                         side(real, real_count, real_sign, real_shift, real_weight),
+                                         side(fake, fake_count, fake_sign, fake_shift, fake_weight),
+                                         pointer(grad_loss),
+                                         pointer(grad_real),
+                                         pointer(grad_fake),
+                                         threads};
+          py::gil_scoped_release release;
+          check(GK_PICK(adversarial_backward)(args), "adversarial_backward");
+        });
+#ifdef GK_HAVE_CUDA
+  m.attr("adversarial_cuda_scratch_bytes") = cuda::adversarial_scratch_bytes;
+  m.def("adversarial_forward_cuda",
+        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
+           double real_shift, double real_weight, Address fake, int64_t fake_count,
+           double fake_sign, double fake_shift, double fake_weight, Address loss, Address stats,
+           Address scratch, Address stream) {
+          const AdversarialForward args{Phi(phi),
+                                        DType(dtype),
+                                        paired,
+                                        side(real, real_count, real_sign, real_shift, real_weight),
+                                        side(fake, fake_count, fake_sign, fake_shift, fake_weight),
+                                        pointer(loss),
+                                        pointer(stats),
+                                        nullptr,
+                                        nullptr,
+                                        1};
+          py::gil_scoped_release release;
+          check(cuda::adversarial_forward(args, pointer(scratch), pointer(stream)),
+                "adversarial_forward_cuda");
+        });
+  m.def("adversarial_backward_cuda",
+        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
+           double real_shift, double real_weight, Address fake, int64_t fake_count,
+           double fake_sign, double fake_shift, double fake_weight, Address grad_loss,
+           Address grad_real, Address grad_fake, Address stream) {
+          const AdversarialBackward args{Phi(phi),
+                                         DType(dtype),
+                                         paired,
+                                         side(real, real_count, real_sign, real_shift, real_weight),
+                                         side(fake, fake_count, fake_sign, fake_shift, fake_weight),
+                                         pointer(grad_loss),
+                                         pointer(grad_real),
+                                         pointer(grad_fake),
+                                         1};
+          py::gil_scoped_release release;
+          check(cuda::adversarial_backward(args, pointer(stream)), "adversarial_backward_cuda");
+        });
+#endif
+}
+
+// ---- The machine
+// ----------------------------------------------------------------------------------
+
+constexpr Level all_levels[] = {Level::portable, Level::avx2, Level::avx512, Level::amx};
+
+const char* name_of(Level which) {
+  switch (which) {
+    case Level::portable:
+      return "portable";
+    case Level::avx2:
+      return "avx2";
+    case Level::avx512:
+      return "avx512";
+    case Level::amx:
+      return "amx";
+  }
+  return "unknown";
+}
+
+void bind_levels(py::module_& m) {
+  m.attr("build_info") = GK_BUILD_INFO;  // JSON
+  m.def("cpu_level", [] { return name_of(level()); });
+  m.def("cpu_levels", [] {  // lowest first: what was built and this machine can run
+    py::list usable;
+    for (Level which : all_levels)
+      if (level_built(which) && which <= best_level()) usable.append(name_of(which));
+    return usable;
+  });
+  m.def("set_cpu_level", [](const std::string& wanted) {
+    for (Level which : all_levels)
+      if (wanted == name_of(which) && set_level(which)) return true;
+    return false;
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "genkern's compiled kernels: raw pointers, sizes and strides in, nothing of torch";
+  bind_levels(m);
+  bind_losses(m);
+}

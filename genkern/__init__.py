@@ -1,0 +1,7 @@
+"""genkern: fused, twice-differentiable PyTorch kernels for training generative models."""
+
+from genkern import losses
+from genkern.backend import explain, use_backend
+
+__all__ = ["explain", "losses", "use_backend"]
+__version__ = "0.1.0"

@@ -1,0 +1,131 @@
+"""Which backend runs an op: the device's own kernels, or what the user asked for.
+
+`cpu` and `cuda` are the compiled kernels, `triton` the Triton ones, `reference` plain PyTorch: the
+meaning of every op, slow, differentiable any number of times.
+"""
+
+import contextlib
+import os
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+
+from genkern._native import native
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Choice(NamedTuple):
+    """One decision: `op` (such as "attention" or "attention.backward") ran on `backend`, and why."""
+
+    op: str
+    backend: str
+    reason: str
+
+    def __str__(self):
+        return f"{self.op}: {self.backend} ({self.reason})"
+
+
+def _from_environment():
+    name = os.environ.get("GENKERN_BACKEND") or None
+    if name is not None:
+        _check(name, "GENKERN_BACKEND")
+    return name
+
+
+def _check(name, where):
+    if name not in BACKENDS:
+        raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}, not {name!r}")
+
+
+_wanted = ContextVar("genkern_backend", default=_from_environment())
+_logs = []
+
+
+@contextlib.contextmanager
+def use_backend(name):
+    """Runs the ops inside the `with` on one backend: "cpu", "cuda", "triton" or "reference".
+
+    An op that this backend does not have falls to the next that can; `explain` tells. The backward of
+    an op runs where its forward ran. The environment variable GENKERN_BACKEND sets the default.
+
+    Raises ValueError for another name, and from an op when its tensors are on the wrong device.
+    """
+    _check(name, "the backend's name")
+    token = _wanted.set(name)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+@contextlib.contextmanager
+def explain():
+    """Collects a `Choice` for every op and every backward that runs inside the `with`.
+
+    with genkern.explain() as log:
+        genkern.attention(q, k, v)
+    print(*log, sep="\\n")
+    """
+    log = []
+    _logs.append(log)
+    try:
+        yield log
+    finally:
+        _logs[:] = [other for other in _logs if other is not log]
+
+
+def record(op, backend, reason):
+    """Tells whoever listens (see `explain`)."""
+    for log in _logs:
+        log.append(Choice(op, backend, reason))
+
+
+def choose(op, tensor, kernels):
+    """The backend for `op` on tensors like `tensor`; `kernels` names those that `op` has beside
+    the reference. The tensors' device and dtype are uniform: op.py has checked that."""
+    wanted = _wanted.get()
+    if wanted is None:
+        backend, reason = _default(tensor, kernels)
+    else:
+        backend, reason = _forced(op, wanted, tensor, kernels)
+    if _logs:
+        record(op, backend, reason)
+    return backend
+
+
+def _default(tensor, kernels):
+    if tensor.is_cpu:
+        if tensor.dtype in KERNEL_DTYPES and "cpu" in kernels:
+            return "cpu", "the tensors' device"
+        return "reference", f"no CPU kernel for {tensor.dtype}"
+    if tensor.is_cuda and "cuda" in kernels and tensor.dtype in KERNEL_DTYPES:
+        if has_cuda():
+            return "cuda", "the tensors' device"
+        return "reference", "the CUDA kernels were not built: see `genkern info`"
+    return "reference", f"no kernel for {tensor.device.type} and {tensor.dtype}"
+
+
+def _forced(op, wanted, tensor, kernels):
+    if wanted == "reference":
+        return "reference", "asked for"
+    device = "cpu" if wanted == "cpu" else "cuda"
+    on_interpreter = wanted == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if tensor.device.type != device and not on_interpreter:
+        raise ValueError(
+            f"{op}: backend {wanted!r} needs tensors on a {device} device, and these are on "
+            f"{tensor.device}"
+        )
+    if wanted == "cuda" and not has_cuda():
+        raise RuntimeError(f"{op}: backend 'cuda' was not built: `genkern info` says why")
+    if wanted in kernels and tensor.dtype in KERNEL_DTYPES:
+        return wanted, "asked for"
+    backend, reason = _default(tensor, kernels)
+    return backend, f"{wanted!r} was asked for and has no {op} for {tensor.dtype}; {reason}"
+
+
+def has_cuda():
+    """Whether the CUDA half was built into this installation (a driver is another question)."""
+    return hasattr(native, "adversarial_forward_cuda")

@@ -1,0 +1,1 @@
+"""The ops, one folder each: op.py (arguments, backend, autograd, torch.library), reference.py."""

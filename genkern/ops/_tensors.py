@@ -1,0 +1,62 @@
+"""What every op.py needs to know of a tensor before its address may reach a kernel."""
+
+import torch
+from torch import Tensor
+
+# csrc/common/dtype.h
+DTYPE_NUMBER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+# Results that are sums (losses, logsumexp, sigma) and everything computed on the way.
+ARITHMETIC = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(tensor):
+    """Whether the eager path may take this tensor: an ordinary one on a device with memory. Others
+    (FakeTensor, meta, subclasses) go by torch.library, which knows what to do with them."""
+    return type(tensor) in _PLAIN and (tensor.is_cpu or tensor.is_cuda)
+
+
+def materialized(op, name, tensor):
+    """The tensor, fit to be read through its address.
+
+    Lazy negation and conjugation and zero-tensors are resolved by a copy; a tensor that holds no
+    memory of its own (DTensor, FakeTensor, other subclasses) is refused with a TypeError.
+    """
+    if type(tensor) not in _PLAIN and type(tensor) is not getattr(torch.nn, "Buffer", Tensor):
+        raise TypeError(
+            f"{op}: {name} is a {type(tensor).__name__}, and the kernels read plain tensors "
+            f"only: pass its local or materialised tensor"
+        )
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    if tensor.is_neg():
+        return tensor.resolve_neg()
+    return tensor
+
+
+def check_floating(op, **tensors):
+    """Raises TypeError or ValueError unless all are floating-point tensors of one dtype and device."""
+    first_name, first = None, None
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, not {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name} must be of a floating-point dtype, not {tensor.dtype}")
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{op}: {name} must have {first_name}'s dtype, {first.dtype}, not {tensor.dtype}"
+            )
+        elif tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name} must be on {first_name}'s device, {first.device}, not "
+                f"{tensor.device}"
+            )
