@@ -1,8 +1,9 @@
 """How genkern._C is built: every CPU kernel once per instruction-set level, CUDA where nvcc is.
 
-No torch header or library takes part, so pip's build isolation just works and a torch upgrade breaks
-nothing. Ninja does the building, in build/, which stays: a second `pip install -e .` recompiles what
-changed. What was built, and why anything is missing, goes into the module (`genkern info`).
+No torch header or library takes part, so pip's build isolation just works and a torch upgrade
+breaks nothing. Ninja does the building, in build/, which stays: a second `pip install -e .`
+recompiles what changed. What was built, and why anything is missing, goes into the module
+(`genkern info`).
 
 Environment:
   CXX                  the C++ compiler (default: c++)

@@ -18,7 +18,7 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Choice(NamedTuple):
-    """One decision: `op` (such as "attention" or "attention.backward") ran on `backend`, and why."""
+    """One decision: `op` ("attention", "attention.backward", …) ran on `backend`, and why."""
 
     op: str
     backend: str
@@ -40,7 +40,8 @@ def _check(name, where):
         raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}, not {name!r}")
 
 
-_wanted = ContextVar("genkern_backend", default=_from_environment())
+_DEFAULT = _from_environment()
+_wanted = ContextVar("genkern_backend", default=_DEFAULT)
 _logs = []
 
 
@@ -48,8 +49,8 @@ _logs = []
 def use_backend(name):
     """Runs the ops inside the `with` on one backend: "cpu", "cuda", "triton" or "reference".
 
-    An op that this backend does not have falls to the next that can; `explain` tells. The backward of
-    an op runs where its forward ran. The environment variable GENKERN_BACKEND sets the default.
+    An op that this backend does not have falls to the next that can; `explain` tells. The backward
+    of an op runs where its forward ran. The environment variable GENKERN_BACKEND sets the default.
 
     Raises ValueError for another name, and from an op when its tensors are on the wrong device.
     """

@@ -2,8 +2,9 @@
 
 `real` and `fake` are the discriminator's logits: any shape (each its own, unless stated), dtype
 float32, float64, bfloat16 or float16, on one device. A loss is a 0-dim tensor, float32 (float64 for
-float64 logits): means are taken in at least fp32, and gradients are multiplied by the incoming one in
-fp32 before they are rounded to the logits' dtype. Value, gradient and statistics come from one pass.
+float64 logits): means are taken in at least fp32, and gradients are multiplied by the incoming one
+in fp32 before they are rounded to the logits' dtype. Value, gradient and statistics come from one
+pass over the logits.
 """
 
 from typing import NamedTuple
@@ -126,7 +127,8 @@ _BY_NAME |= {"vanilla": nonsaturating, "logistic": nonsaturating, "wasserstein":
 
 
 def get(name):
-    """The loss of that name: nonsaturating (vanilla, logistic), hinge, wgan (wasserstein), lsgan, rpgan."""
+    """The loss of that name: "hinge", "lsgan", "nonsaturating" (also "vanilla", "logistic"), "rpgan",
+    "wgan" (also "wasserstein"). Raises ValueError for another."""
     try:
         return _BY_NAME[name]
     except KeyError:
@@ -139,8 +141,8 @@ def r1(logits, inputs, gamma=1.0):
     """R1: γ/2 · mean over samples of Σ (∂ΣD/∂x)²  (Mescheder et al. 2018, eq. 9).
 
     logits: the discriminator's output for `inputs`, any shape, still attached to its graph. inputs:
-    `[batch, …]`, with requires_grad set before the discriminator saw it. Returns a 0-dim tensor that
-    is differentiable in the discriminator's weights. Given fake samples this is R2.
+    `[batch, …]`, with requires_grad set before the discriminator saw it. Returns a 0-dim tensor,
+    differentiable in the discriminator's weights. Given fake samples this is R2.
     """
     if not inputs.requires_grad:
         raise ValueError(

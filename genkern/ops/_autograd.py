@@ -7,8 +7,8 @@ def differentiable_gradients(reference, inputs, grad_outputs):
     """The gradients of `reference(*inputs)`, themselves differentiable any number of times.
 
     For a backward that runs under create_graph: kernels would cut the graph there, and a penalty
-    built on it would vanish without a word. `inputs` may hold None and tensors that need no gradient;
-    both get None. `grad_outputs` matches the outputs of `reference`, None meaning zero.
+    built on it would vanish without a word. `inputs` may hold None and tensors that need no
+    gradient; both get None. `grad_outputs` matches the outputs of `reference`, None meaning zero.
     """
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     outputs = reference(*inputs)

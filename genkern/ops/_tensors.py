@@ -42,7 +42,7 @@ def materialized(op, name, tensor):
 
 
 def check_floating(op, **tensors):
-    """Raises TypeError or ValueError unless all are floating-point tensors of one dtype and device."""
+    """Raises TypeError or ValueError unless all are floating tensors of one dtype and device."""
     first_name, first = None, None
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):

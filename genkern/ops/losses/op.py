@@ -1,7 +1,8 @@
 """Adversarial losses: arguments, choice of backend, autograd, torch.library.
 
 The kernels' contract and the formula are in csrc/losses/adversarial.h. Eager calls go through an
-autograd.Function straight onto the binding; torch.compile and export see `genkern::adversarial_loss`.
+autograd.Function straight onto the binding; torch.compile and export see the library op
+`genkern::adversarial_loss`.
 """
 
 from typing import NamedTuple
@@ -195,7 +196,7 @@ def _launch_arguments(form, real, fake):
     )
 
 
-# ---- torch.library: what torch.compile, export and FakeTensor see ---------------------------------
+# ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
 
 
 def _flat(form):

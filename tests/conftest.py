@@ -1,0 +1,51 @@
+"""What all tests share."""
+
+import pytest
+import torch
+
+from genkern._native import native
+
+
+@pytest.fixture(params=native.cpu_levels())
+def cpu_level(request):
+    """Runs the test once on each instruction-set level that this build and this machine have."""
+    before = native.cpu_level()
+    assert native.set_cpu_level(request.param)
+    yield request.param
+    native.set_cpu_level(before)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory from torch's empty functions arrives full of NaN: a kernel that leaves an element
+    unwritten is then seen."""
+
+    def poison(allocate):
+        def allocate_nan(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return allocate_nan
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+        (torch.Tensor, "new_empty_strided"),
+    ):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Runs the test with one thread and with two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
