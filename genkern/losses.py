@@ -127,8 +127,8 @@ _BY_NAME |= {"vanilla": nonsaturating, "logistic": nonsaturating, "wasserstein":
 
 
 def get(name):
-    """The loss of that name: "hinge", "lsgan", "nonsaturating" (also "vanilla", "logistic"), "rpgan",
-    "wgan" (also "wasserstein"). Raises ValueError for another."""
+    """The loss named "hinge", "lsgan", "nonsaturating" (also "vanilla", "logistic"), "rpgan" or
+    "wgan" (also "wasserstein"). Raises ValueError for another name."""
     try:
         return _BY_NAME[name]
     except KeyError:
