@@ -2,8 +2,6 @@
 
 import math
 
-import torch
-
 from genkern import backend as backends
 from genkern.ops._tensors import check_floating
 from genkern.ops.attention import reference
