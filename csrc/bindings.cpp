@@ -38,84 +38,48 @@ void check(Status status, const char* launcher) {
 
 // ---- Losses -------------------------------------------------------------------------------------
 
-LogitSide side(Address logits, int64_t count, double sign, double shift, double weight) {
-  return {pointer(logits), count, sign, shift, weight};
-}
+// A form's constants come first in every call: genkern/ops/losses/op.py keeps them ready.
+#define GK_FORM_ARGUMENTS                                                                          \
+  int phi, bool paired, double real_sign, double real_shift, double real_weight, double fake_sign, \
+      double fake_shift, double fake_weight, int dtype, Address real, int64_t real_count,          \
+      Address fake, int64_t fake_count
+#define GK_FORM                                                                             \
+  Phi(phi), DType(dtype), paired,                                                           \
+      LogitSide{pointer(real), real_count, real_sign, real_shift, real_weight}, LogitSide { \
+    pointer(fake), fake_count, fake_sign, fake_shift, fake_weight                           \
+  }
 
 void bind_losses(py::module_& m) {
-  m.def("adversarial_forward",
-        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
-           double real_shift, double real_weight, Address fake, int64_t fake_count,
-           double fake_sign, double fake_shift, double fake_weight, Address loss, Address stats,
-           Address grad_real, Address grad_fake, int threads) {
-          const AdversarialForward args{Phi(phi),
-                                        DType(dtype),
-                                        paired,
-                                        side(real, real_count, real_sign, real_shift, real_weight),
-                                        side(fake, fake_count, fake_sign, fake_shift, fake_weight),
-                                        pointer(loss),
-                                        pointer(stats),
-                                        pointer(grad_real),
-                                        pointer(grad_fake),
-                                        threads};
-          py::gil_scoped_release release;
-          check(GK_PICK(adversarial_forward)(args), "adversarial_forward");
-        });
-  m.def("adversarial_backward",
-        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
-           double real_shift, double real_weight, Address fake, int64_t fake_count,
-           double fake_sign, double fake_shift, double fake_weight, Address grad_loss,
-           Address grad_real, Address grad_fake, int threads) {
-          const AdversarialBackward args{Phi(phi),
-                                         DType(dtype),
-                                         paired,
-                                         side(real, real_count, real_sign, real_shift, real_weight),
-                                         side(fake, fake_count, fake_sign, fake_shift, fake_weight),
-                                         pointer(grad_loss),
-                                         pointer(grad_real),
-                                         pointer(grad_fake),
-                                         threads};
-          py::gil_scoped_release release;
-          check(GK_PICK(adversarial_backward)(args), "adversarial_backward");
-        });
+  m.def("adversarial_forward", [](GK_FORM_ARGUMENTS, Address loss, Address stats, Address grad_real,
+                                  Address grad_fake, int threads) {
+    const AdversarialForward args{
+        GK_FORM, pointer(loss), pointer(stats), pointer(grad_real), pointer(grad_fake), threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(adversarial_forward)(args), "adversarial_forward");
+  });
+  m.def("adversarial_backward", [](GK_FORM_ARGUMENTS, Address grad_loss, Address grad_real,
+                                   Address grad_fake, int threads) {
+    const AdversarialBackward args{GK_FORM, pointer(grad_loss), pointer(grad_real),
+                                   pointer(grad_fake), threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(adversarial_backward)(args), "adversarial_backward");
+  });
 #ifdef GK_HAVE_CUDA
   m.attr("adversarial_cuda_scratch_bytes") = cuda::adversarial_scratch_bytes;
-  m.def("adversarial_forward_cuda",
-        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
-           double real_shift, double real_weight, Address fake, int64_t fake_count,
-           double fake_sign, double fake_shift, double fake_weight, Address loss, Address stats,
-           Address scratch, Address stream) {
-          const AdversarialForward args{Phi(phi),
-                                        DType(dtype),
-                                        paired,
-                                        side(real, real_count, real_sign, real_shift, real_weight),
-                                        side(fake, fake_count, fake_sign, fake_shift, fake_weight),
-                                        pointer(loss),
-                                        pointer(stats),
-                                        nullptr,
-                                        nullptr,
-                                        1};
-          py::gil_scoped_release release;
-          check(cuda::adversarial_forward(args, pointer(scratch), pointer(stream)),
-                "adversarial_forward_cuda");
-        });
-  m.def("adversarial_backward_cuda",
-        [](int phi, int dtype, bool paired, Address real, int64_t real_count, double real_sign,
-           double real_shift, double real_weight, Address fake, int64_t fake_count,
-           double fake_sign, double fake_shift, double fake_weight, Address grad_loss,
-           Address grad_real, Address grad_fake, Address stream) {
-          const AdversarialBackward args{Phi(phi),
-                                         DType(dtype),
-                                         paired,
-                                         side(real, real_count, real_sign, real_shift, real_weight),
-                                         side(fake, fake_count, fake_sign, fake_shift, fake_weight),
-                                         pointer(grad_loss),
-                                         pointer(grad_real),
-                                         pointer(grad_fake),
-                                         1};
-          py::gil_scoped_release release;
-          check(cuda::adversarial_backward(args, pointer(stream)), "adversarial_backward_cuda");
-        });
+  m.def("adversarial_forward_cuda", [](GK_FORM_ARGUMENTS, Address loss, Address stats,
+                                       Address scratch, Address stream) {
+    const AdversarialForward args{GK_FORM, pointer(loss), pointer(stats), nullptr, nullptr, 1};
+    py::gil_scoped_release release;
+    check(cuda::adversarial_forward(args, pointer(scratch), pointer(stream)),
+          "adversarial_forward_cuda");
+  });
+  m.def("adversarial_backward_cuda", [](GK_FORM_ARGUMENTS, Address grad_loss, Address grad_real,
+                                        Address grad_fake, Address stream) {
+    const AdversarialBackward args{GK_FORM, pointer(grad_loss), pointer(grad_real),
+                                   pointer(grad_fake), 1};
+    py::gil_scoped_release release;
+    check(cuda::adversarial_backward(args, pointer(stream)), "adversarial_backward_cuda");
+  });
 #endif
 }
 

@@ -7,6 +7,7 @@ in fp32 before they are rounded to the logits' dtype. Value, gradient and statis
 pass over the logits.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -75,12 +76,16 @@ class LeastSquaresLoss(AdversarialLoss):
 
     def d(self, real, fake, *, real_label=1.0, fake_label=0.0, factor=0.5, stats=False):
         """factor·mean (r - real_label)² + factor·mean (f - fake_label)²"""
-        sides = Side(1.0, -real_label, factor), Side(1.0, -fake_label, factor)
-        return _call(Form("square", *sides), real, fake, stats)
+        return _call(_squares(-real_label, -fake_label, factor), real, fake, stats)
 
     def g(self, fake, real=None, *, target=1.0, factor=0.5, stats=False):
         """factor·mean (f - target)²"""
-        return _call(Form("square", fake=Side(1.0, -target, factor)), None, fake, stats)
+        return _call(_squares(0.0, -target, factor), None, fake, stats)
+
+
+@functools.lru_cache(maxsize=64)
+def _squares(real_shift, fake_shift, factor):
+    return Form("square", Side(1.0, real_shift, factor), Side(1.0, fake_shift, factor))
 
 
 nonsaturating = AdversarialLoss(

@@ -59,7 +59,7 @@ struct Identity {
 };
 
 struct Sums {
-  double value = 0, logits = 0, right = 0;  // right: logits on their own side of zero
+  double value, logits, right;  // right: logits on their own side of zero
 };
 
 template <class A>
@@ -127,7 +127,7 @@ double per_logit(const LogitSide& side) {
 }
 
 Sums add_up(const Sums* table, int64_t chunks) {
-  Sums total;
+  Sums total{};
   for (int64_t i = 0; i < chunks; ++i) {
     total.value += table[i].value;
     total.logits += table[i].logits;

@@ -14,7 +14,8 @@ ARITHMETIC = {
     torch.float16: torch.float32,
 }
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+# A buffer object is as plain as a parameter; older torch has no class for it.
+_PLAIN = {Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", Tensor)}
 
 
 def is_plain(tensor):
@@ -23,22 +24,27 @@ def is_plain(tensor):
     return type(tensor) in _PLAIN and (tensor.is_cpu or tensor.is_cuda)
 
 
+def is_ordinary(tensor):
+    """Whether the elements are what lies at the tensor's address."""
+    return type(tensor) in _PLAIN and not (tensor.is_neg() or tensor._is_zerotensor())
+
+
 def materialized(op, name, tensor):
     """The tensor, fit to be read through its address.
 
-    Lazy negation and conjugation and zero-tensors are resolved by a copy; a tensor that holds no
-    memory of its own (DTensor, FakeTensor, other subclasses) is refused with a TypeError.
+    Lazy negation and zero-tensors are resolved by a copy; a tensor that holds no memory of its own
+    (DTensor, FakeTensor, other subclasses) is refused with a TypeError.
     """
-    if type(tensor) not in _PLAIN and type(tensor) is not getattr(torch.nn, "Buffer", Tensor):
+    if is_ordinary(tensor):
+        return tensor
+    if type(tensor) not in _PLAIN:
         raise TypeError(
             f"{op}: {name} is a {type(tensor).__name__}, and the kernels read plain tensors "
             f"only: pass its local or materialised tensor"
         )
     if tensor._is_zerotensor():
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    if tensor.is_neg():
-        return tensor.resolve_neg()
-    return tensor
+    return tensor.resolve_neg()
 
 
 def check_floating(op, **tensors):

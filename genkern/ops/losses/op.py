@@ -17,12 +17,14 @@ from genkern.ops._tensors import (
     ARITHMETIC,
     DTYPE_NUMBER,
     check_floating,
+    is_ordinary,
     is_plain,
     materialized,
 )
 from genkern.ops.losses import reference
 
 OP = "adversarial_loss"
+BACKWARD = OP + ".backward"
 KERNELS = ("cpu", "cuda")
 PHI_NUMBER = {"softplus": 0, "relu": 1, "square": 2, "identity": 3}
 
@@ -35,97 +37,139 @@ class Side(NamedTuple):
     weight: float = 1.0
 
 
-class Form(NamedTuple):
+class Form:
     """A loss: φ by name, one `Side` each for real and fake logits, and whether they go in pairs."""
 
-    phi: str
-    real: Side = Side()
-    fake: Side = Side()
-    paired: bool = False
+    __slots__ = ("fake", "launch_constants", "paired", "phi", "real")
+
+    def __init__(self, phi, real=Side(), fake=Side(), paired=False):  # noqa: B008 (immutable)
+        self.phi, self.real, self.fake, self.paired = phi, real, fake, paired
+        self.launch_constants = (PHI_NUMBER[phi], paired, *real, *fake)
 
 
 def adversarial_loss(form, real, fake, stats=False):
-    """The loss (0-dim), and with `stats` a tensor of four statistics. Either side may be None."""
-    sides = {name: x for name, x in (("real", real), ("fake", fake)) if x is not None}
-    check_floating(OP, **sides)
-    if form.paired and real.shape != fake.shape:
-        raise ValueError(
-            f"{OP}: real and fake go in pairs here and must have one shape, not "
-            f"{tuple(real.shape)} and {tuple(fake.shape)}"
-        )
-    if torch.compiler.is_compiling() or not all(is_plain(x) for x in sides.values()):
-        loss, statistics = torch.ops.genkern.adversarial_loss(real, fake, *_flat(form))
+    """The loss (0-dim), and with `stats` a tensor of four statistics. `real` may be None.
+
+    At 64 logits a call is all overhead, so the path from here to the kernel is kept short.
+    """
+    plain = is_plain(fake) and fake.dtype in DTYPE_NUMBER
+    if real is not None:
+        plain = plain and is_plain(real) and real.dtype is fake.dtype
+        plain = plain and real.device == fake.device
+        if form.paired and real.shape != fake.shape:
+            raise ValueError(
+                f"{OP}: real and fake go in pairs here and must have one shape, not "
+                f"{tuple(real.shape)} and {tuple(fake.shape)}"
+            )
+    if not plain:
+        check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
+    if plain and not torch.compiler.is_compiling():
+        result = _Adversarial.apply(form, real, fake, stats)
     else:
-        loss, statistics = _Adversarial.apply(form, real, fake, stats)
-    return (loss, statistics) if stats else loss
+        constants = form.phi, form.paired, [*form.real, *form.fake]
+        result = torch.ops.genkern.adversarial_loss(real, fake, *constants)
+    return result if stats else result[0]
 
 
 class _Adversarial(torch.autograd.Function):
     @staticmethod
     def forward(ctx, form, real, fake, stats):
-        backend = backends.choose(OP, fake if real is None else real, KERNELS)
-        _, need_real, need_fake, _ = ctx.needs_input_grad
-        # In full precision the forward's pass gives the gradients too. In half precision they would
-        # be rounded before grad_output is known, and a loss scale would come too late.
-        ahead = backend == "cpu" and form.phi != "identity" and _element_size(real, fake) >= 4
-        loss, statistics, grad_real, grad_fake = _forward(
-            backend, form, real, fake, stats, ahead and need_real, ahead and need_fake
-        )
+        backend = backends.choose(OP, fake, KERNELS)
+        ctx.save_for_backward(real, fake)
         ctx.form, ctx.backend = form, backend
-        ctx.save_for_backward(real, fake, grad_real, grad_fake)
+        if backend == "cpu":
+            _, need_real, need_fake, _ = ctx.needs_input_grad
+            loss, statistics, ctx.gradients = _forward_cpu(
+                form, real, fake, stats, need_real, need_fake
+            )
+        else:
+            loss, statistics = _forward(backend, form, real, fake, stats)
+            ctx.gradients = None
         if stats:
             ctx.mark_non_differentiable(statistics)
         return loss, statistics
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        real, fake, grad_real, grad_fake = ctx.saved_tensors
-        _, need_real, need_fake, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            return None, *_differentiable_backward(ctx.form, real, fake, grad_loss), None
-        ahead = (grad_real is not None or not need_real) and (
-            grad_fake is not None or not need_fake
-        )
-        if ahead and grad_loss.item() == 1:
-            return None, grad_real, grad_fake, None
+            return None, *_differentiable_backward(ctx.form, *ctx.saved_tensors, grad_loss), None
+        gradients = ctx.gradients
+        if gradients is not None:
+            ctx.gradients = None  # given away once: nobody else may hold them
+            if grad_loss.item() == 1:
+                backends.record(BACKWARD, "cpu", "computed in the forward's pass")
+                return None, *gradients, None
+        backends.record(BACKWARD, ctx.backend, "as the forward")
+        _, need_real, need_fake, _ = ctx.needs_input_grad
+        real, fake = ctx.saved_tensors
         grads = _backward(ctx.backend, ctx.form, real, fake, grad_loss, need_real, need_fake)
         return None, *grads, None
 
 
-def _element_size(real, fake):
-    return (fake if real is None else real).element_size()
-
-
 def _differentiable_backward(form, real, fake, grad_loss):
-    backends.record(OP + ".backward", "reference", "create_graph: kernels give one derivative")
+    backends.record(BACKWARD, "reference", "create_graph: the kernels give one derivative")
     return differentiable_gradients(
         lambda r, f: reference.adversarial_loss(form, r, f), (real, fake), (grad_loss,)
     )
 
 
-def _forward(backend, form, real, fake, stats, want_grad_real=False, want_grad_fake=False):
-    """(loss, statistics or None, grad_real or None, grad_fake or None), the gradients those of
-    the loss itself."""
+def _forward(backend, form, real, fake, stats):
+    """(loss, statistics or None)"""
     if backend == "reference":
         loss = reference.adversarial_loss(form, real, fake).detach()
-        return loss, reference.statistics(real, fake) if stats else None, None, None
-    real, fake = _dense("real", real), _dense("fake", fake)
-    one = fake if real is None else real
-    loss = one.new_empty((), dtype=ARITHMETIC[one.dtype])
-    statistics = loss.new_empty(4) if stats else None
-    grad_real = torch.empty_like(real) if want_grad_real else None
-    grad_fake = torch.empty_like(fake) if want_grad_fake else None
-    arguments = (*_launch_arguments(form, real, fake), loss.data_ptr(), _address(statistics))
+        return loss, reference.statistics(real, fake) if stats else None
     if backend == "cpu":
-        native.adversarial_forward(
-            *arguments, _address(grad_real), _address(grad_fake), torch.get_num_threads()
+        return _forward_cpu(form, real, fake, stats, False, False)[:2]
+    real, fake = _dense("real", real), _dense("fake", fake)
+    with torch.cuda.device(fake.device):
+        loss = fake.new_empty((), dtype=ARITHMETIC[fake.dtype])
+        statistics = loss.new_empty(4) if stats else None
+        scratch = fake.new_empty(native.adversarial_cuda_scratch_bytes, dtype=torch.uint8)
+        native.adversarial_forward_cuda(
+            *form.launch_constants,
+            DTYPE_NUMBER[fake.dtype],
+            *_flat(real),
+            *_flat(fake),
+            loss.data_ptr(),
+            _address(statistics),
+            scratch.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
         )
+    return loss, statistics
+
+
+def _forward_cpu(form, real, fake, stats, need_real, need_fake):
+    """(loss, statistics or None, (grad_real, grad_fake) or None)
+
+    In full precision the one pass over the logits gives the loss's gradients too, where needed. In
+    half precision they would be rounded before grad_output is known: a loss scale comes too late.
+    """
+    real, fake = _dense("real", real), _dense("fake", fake)
+    statistics = grad_real = grad_fake = gradients = None
+    if fake.dtype is torch.float32 or fake.dtype is torch.float64:
+        loss = fake.new_empty(())
+        if form.phi != "identity" and (need_real or need_fake):
+            grad_real = torch.empty_like(real) if need_real else None
+            grad_fake = torch.empty_like(fake) if need_fake else None
+            gradients = grad_real, grad_fake
     else:
-        with torch.cuda.device(one.device):
-            scratch = one.new_empty(native.adversarial_cuda_scratch_bytes, dtype=torch.uint8)
-            stream = torch.cuda.current_stream().cuda_stream
-            native.adversarial_forward_cuda(*arguments, scratch.data_ptr(), stream)
-    return loss, statistics, grad_real, grad_fake
+        loss = fake.new_empty((), dtype=torch.float32)
+    if stats:
+        statistics = loss.new_empty(4)
+    native.adversarial_forward(
+        *form.launch_constants,
+        DTYPE_NUMBER[fake.dtype],
+        0 if real is None else real.data_ptr(),
+        -1 if real is None else real.numel(),
+        fake.data_ptr(),
+        fake.numel(),
+        loss.data_ptr(),
+        0 if statistics is None else statistics.data_ptr(),
+        0 if grad_real is None else grad_real.data_ptr(),
+        0 if grad_fake is None else grad_fake.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return loss, statistics, gradients
 
 
 def _backward(backend, form, real, fake, grad_loss, need_real, need_fake):
@@ -144,7 +188,10 @@ def _backward(backend, form, real, fake, grad_loss, need_real, need_fake):
     grad_real = torch.empty_like(real) if need_real else None
     grad_fake = torch.empty_like(fake) if need_fake else None
     arguments = (
-        *_launch_arguments(form, real, fake),
+        *form.launch_constants,
+        DTYPE_NUMBER[fake.dtype],
+        *_flat(real),
+        *_flat(fake),
         grad_loss.data_ptr(),
         _address(grad_real),
         _address(grad_fake),
@@ -160,47 +207,33 @@ def _backward(backend, form, real, fake, grad_loss, need_real, need_fake):
 def _linear_gradients(form, real, fake, grad_loss, need_real, need_fake):
     """A linear loss has one gradient for all logits of a side: expanded, not filled."""
 
-    def gradient(x, side, count, weight):
-        one = grad_loss * (side.sign * weight / count if count else 0.0)
+    def gradient(x, sign, weight):
+        one = grad_loss * (sign * weight / x.numel() if x.numel() else 0.0)
         return one.to(x.dtype).expand(x.shape)
 
-    grad_real = grad_fake = None
-    if need_real:
-        grad_real = gradient(real, form.real, real.numel(), form.real.weight)
-    if need_fake:
-        weight = form.real.weight if form.paired else form.fake.weight
-        grad_fake = gradient(fake, form.fake, fake.numel(), weight)
-    return grad_real, grad_fake
+    fake_weight = form.real.weight if form.paired else form.fake.weight
+    return (
+        gradient(real, form.real.sign, form.real.weight) if need_real else None,
+        gradient(fake, form.fake.sign, fake_weight) if need_fake else None,
+    )
 
 
 def _dense(name, x):
-    return None if x is None else materialized(OP, name, x).contiguous()
+    if x is None or (x.is_contiguous() and is_ordinary(x)):
+        return x
+    return materialized(OP, name, x).contiguous()
 
 
 def _address(x):
     return 0 if x is None else x.data_ptr()
 
 
-def _launch_arguments(form, real, fake):
-    one = fake if real is None else real
-    return (
-        PHI_NUMBER[form.phi],
-        DTYPE_NUMBER[one.dtype],
-        form.paired,
-        _address(real),
-        -1 if real is None else real.numel(),
-        *form.real,
-        _address(fake),
-        -1 if fake is None else fake.numel(),
-        *form.fake,
-    )
+def _flat(x):
+    """Address and number of logits; the contract's -1 for a side without a part."""
+    return (0, -1) if x is None else (x.data_ptr(), x.numel())
 
 
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
-
-
-def _flat(form):
-    return form.phi, form.paired, [*form.real, *form.fake]
 
 
 def _form(phi, paired, numbers):
@@ -209,32 +242,30 @@ def _form(phi, paired, numbers):
 
 @torch.library.custom_op("genkern::adversarial_loss", mutates_args=())
 def _library_op(
-    real: Tensor | None, fake: Tensor | None, phi: str, paired: bool, numbers: list[float]
+    real: Tensor | None, fake: Tensor, phi: str, paired: bool, numbers: list[float]
 ) -> tuple[Tensor, Tensor]:
-    backend = backends.choose(OP, fake if real is None else real, KERNELS)
-    loss, statistics, _, _ = _forward(backend, _form(phi, paired, numbers), real, fake, True)
-    return loss, statistics
+    backend = backends.choose(OP, fake, KERNELS)
+    return _forward(backend, _form(phi, paired, numbers), real, fake, True)
 
 
 @_library_op.register_fake
 def _(real, fake, phi, paired, numbers):
-    one = fake if real is None else real
-    dtype = ARITHMETIC.get(one.dtype, one.dtype)
-    return one.new_empty((), dtype=dtype), one.new_empty(4, dtype=dtype)
+    dtype = ARITHMETIC.get(fake.dtype, fake.dtype)
+    return fake.new_empty((), dtype=dtype), fake.new_empty(4, dtype=dtype)
 
 
 @torch.library.custom_op("genkern::adversarial_loss_backward", mutates_args=())
 def _library_backward(
     grad_loss: Tensor,
     real: Tensor | None,
-    fake: Tensor | None,
+    fake: Tensor,
     phi: str,
     paired: bool,
     numbers: list[float],
 ) -> list[Tensor]:
-    backend = backends.choose(OP, fake if real is None else real, KERNELS)
+    backend = backends.choose(BACKWARD, fake, KERNELS)
     form = _form(phi, paired, numbers)
-    grads = _backward(backend, form, real, fake, grad_loss, real is not None, fake is not None)
+    grads = _backward(backend, form, real, fake, grad_loss, real is not None, True)
     return [grad.contiguous() for grad in grads if grad is not None]
 
 
