@@ -56,13 +56,13 @@ def adversarial_loss(form, real, fake, stats=False):
     if real is not None:
         plain = plain and is_plain(real) and real.dtype is fake.dtype
         plain = plain and real.device == fake.device
-        if form.paired and real.shape != fake.shape:
-            raise ValueError(
-                f"{OP}: real and fake go in pairs here and must have one shape, not "
-                f"{tuple(real.shape)} and {tuple(fake.shape)}"
-            )
     if not plain:
         check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
+    if form.paired and real.shape != fake.shape:
+        raise ValueError(
+            f"{OP}: real and fake go in pairs here and must have one shape, not "
+            f"{tuple(real.shape)} and {tuple(fake.shape)}"
+        )
     if plain and not torch.compiler.is_compiling():
         result = _Adversarial.apply(form, real, fake, stats)
     else:
