@@ -1,8 +1,9 @@
 """genkern: fused, twice-differentiable PyTorch kernels for training generative models."""
 
-from genkern import losses
+from genkern import losses, nn
 from genkern.backend import explain, use_backend
+from genkern.nn.spectral_norm import spectral_norm
 from genkern.ops.attention.op import attention
 
-__all__ = ["attention", "explain", "losses", "use_backend"]
+__all__ = ["attention", "explain", "losses", "nn", "spectral_norm", "use_backend"]
 __version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Modules made of genkern's ops."""

@@ -1,0 +1,1 @@
+"""Spectral normalization of a list of weights."""

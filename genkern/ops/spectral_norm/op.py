@@ -1,0 +1,297 @@
+"""Spectral normalization of a list of weights: arguments, backend, autograd, torch.library.
+
+The kernels' contract is in csrc/spectral_norm/spectral_norm.h, the formulas in reference.py. Eager
+calls go through an autograd.Function straight onto the binding; torch.compile and export see the
+library op `genkern::spectral_norm`, which changes nothing in place.
+
+The backward needs Ŵ, σ and the vectors that this forward made, never W: so two forwards may come
+before one backward, and an optimizer's step between forward and backward. Second derivatives are
+plain torch operations on the saved outputs Ŵ and σ, which are part of the graph; σ is a
+differentiable output for their sake.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genkern import backend as backends
+from genkern.ops._tensors import ARITHMETIC, check_floating, is_plain, materialized
+from genkern.ops.spectral_norm import reference
+
+OP = "spectral_norm"
+KERNELS = ()
+
+
+class Settings(NamedTuple):
+    """`dims` and `iterations` hold one number a weight; 0 iterations use u and v as they are."""
+
+    dims: tuple
+    iterations: tuple
+    eps: float
+    order: str
+
+
+class Normalized(NamedTuple):
+    """weights: the list of Ŵ, each with its W's shape, dtype and strides. sigma: `[len(weights)]`.
+    state: the new u and v of all weights, one after the other (see `split_state`). sigma and state
+    are float32, float64 for float64 weights."""
+
+    weights: list
+    sigma: Tensor
+    state: Tensor
+
+
+def spectral_norm(
+    weights,
+    us,
+    vs,
+    dims,
+    *,
+    n_power_iterations=1,
+    eps=1e-12,
+    order="u_first",
+    update=False,
+):
+    """Normalises all weights in one call; gives `Normalized`.
+
+    weights: tensors of 2 or more dimensions, one dtype and device. us, vs: `[rows]` and `[cols]` of
+    each, in the weights' dtype or in that of the arithmetic. dims: which dimension of each is its
+    rows. n_power_iterations: a number, or one for each weight. update: also write the new vectors
+    into `us` and `vs`.
+    """
+    count = len(weights)
+    if isinstance(n_power_iterations, int):
+        n_power_iterations = (n_power_iterations,) * count
+    settings = Settings(tuple(dims), tuple(n_power_iterations), float(eps), order)
+    _check(weights, us, vs, settings)
+    plain = not torch.compiler.is_compiling()
+    if plain and all(is_plain(x) for xs in (weights, us, vs) for x in xs):
+        *normalized, sigma, state = _SpectralNorm.apply(settings, us, vs, update, *weights)
+        return Normalized(normalized, sigma, state)
+    result = Normalized(*torch.ops.genkern.spectral_norm(weights, us, vs, *settings))
+    if update:
+        _write_state(result.state, us, vs)
+    return result
+
+
+def split_state(state, us, vs):
+    """(new us, new vs) as views of `state`, for vectors as long as those of `us` and `vs`."""
+    parts = state.split([x.numel() for pair in zip(us, vs, strict=True) for x in pair])
+    return list(parts[0::2]), list(parts[1::2])
+
+
+def _write_state(state, us, vs):
+    new_us, new_vs = split_state(state, us, vs)
+    with torch.no_grad():
+        for old, new in zip((*us, *vs), (*new_us, *new_vs), strict=True):
+            old.copy_(new)
+
+
+@lru_cache(maxsize=4096)
+def matrix_sizes(shape, dim):
+    """A contiguous weight as [outer, rows, inner]; its matrix has cols = outer·inner."""
+    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+
+
+def _check(weights, us, vs, settings):
+    count = len(weights)
+    if count == 0:
+        raise ValueError(f"{OP}: weights must hold at least one tensor")
+    for name, values in (
+        ("us", us),
+        ("vs", vs),
+        ("dims", settings.dims),
+        ("n_power_iterations", settings.iterations),
+    ):
+        if len(values) != count:
+            raise ValueError(
+                f"{OP}: {name} must hold one entry a weight, {count}, not {len(values)}"
+            )
+    if settings.order not in reference.ORDERS:
+        raise ValueError(f"{OP}: order must be 'u_first' or 'v_first', not {settings.order!r}")
+    check_floating(OP, **{f"weights[{i}]": w for i, w in enumerate(weights)})
+    for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
+        dim, iterations = settings.dims[i], settings.iterations[i]
+        if weight.ndim < 2:
+            raise ValueError(
+                f"{OP}: weights[{i}] must have 2 or more dimensions, not the shape "
+                f"{tuple(weight.shape)}"
+            )
+        if not 0 <= dim < weight.ndim:
+            raise IndexError(
+                f"{OP}: dims[{i}] must be in [0, {weight.ndim - 1}] for a weight of shape "
+                f"{tuple(weight.shape)}, not {dim}"
+            )
+        if iterations < 0:
+            raise ValueError(f"{OP}: n_power_iterations[{i}] must be 0 or more, not {iterations}")
+        rows = weight.shape[dim]
+        cols = math.prod(weight.shape[:dim]) * math.prod(weight.shape[dim + 1 :])
+        _check_vector(f"us[{i}]", u, rows, weight)
+        _check_vector(f"vs[{i}]", v, cols, weight)
+
+
+def _check_vector(name, vector, length, weight):
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{OP}: {name} must be a tensor, not {type(vector).__name__}")
+    if vector.shape != (length,):
+        raise ValueError(
+            f"{OP}: {name} must have the shape ({length},) for a weight of shape "
+            f"{tuple(weight.shape)}, not {tuple(vector.shape)}"
+        )
+    if vector.dtype not in (weight.dtype, ARITHMETIC.get(weight.dtype)):
+        raise TypeError(
+            f"{OP}: {name} must have its weight's dtype, {weight.dtype}, not {vector.dtype}"
+        )
+    if vector.device != weight.device:
+        raise ValueError(
+            f"{OP}: {name} must be on its weight's device, {weight.device}, not {vector.device}"
+        )
+
+
+class _SpectralNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, settings, us, vs, update, *weights):
+        backend = backends.choose(OP, weights[0], KERNELS)
+        weights = [materialized(OP, "a weight", w) for w in weights]
+        normalized, sigma, state = _forward(backend, weights, us, vs, settings, update)
+        ctx.backend, ctx.settings = backend, settings
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*normalized, sigma, state)
+        ctx.mark_non_differentiable(state)
+        return *normalized, sigma, state
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *normalized, sigma, state = ctx.saved_tensors
+        *grad_normalized, grad_sigma, _ = grads
+        wanted = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+            backends.record(OP + ".backward", "reference", "create_graph: plain torch operations")
+            backend = "reference"
+        else:
+            backends.record(OP + ".backward", ctx.backend, "where the forward ran")
+            backend = ctx.backend
+        return (
+            None,
+            None,
+            None,
+            None,
+            *_backward(
+                backend, grad_normalized, grad_sigma, normalized, sigma, state, ctx.settings, wanted
+            ),
+        )
+
+
+def _forward(backend, weights, us, vs, settings, update):
+    """(list of Ŵ, σ, state)"""
+    normalized, sigma, new_us, new_vs = reference.spectral_norm(weights, us, vs, *settings)
+    pairs = zip(new_us, new_vs, strict=True)
+    state = torch.cat([x for pair in pairs for x in pair])
+    if update:
+        _write_state(state, us, vs)
+    return normalized, sigma, state
+
+
+def _backward(backend, grad_normalized, grad_sigma, normalized, sigma, state, settings, wanted):
+    """A gradient for each weight; None where it is not wanted or zero."""
+    gradients, at = [None] * len(normalized), 0
+    for i, (weight, dim) in enumerate(zip(normalized, settings.dims, strict=True)):
+        outer, rows, inner = matrix_sizes(weight.shape, dim)
+        u, v = state[at : at + rows], state[at + rows : at + rows + outer * inner]
+        at += rows + outer * inner
+        if wanted[i] and not (grad_normalized[i] is None and grad_sigma is None):
+            gradients[i] = reference.gradient(
+                grad_normalized[i],
+                None if grad_sigma is None else grad_sigma[i],
+                weight,
+                sigma[i],
+                u,
+                v,
+                dim,
+            )
+    return gradients
+
+
+# ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
+
+
+@torch.library.custom_op("genkern::spectral_norm", mutates_args=())
+def _library_op(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    dims: list[int],
+    iterations: list[int],
+    eps: float,
+    order: str,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    settings = Settings(tuple(dims), tuple(iterations), eps, order)
+    backend = backends.choose(OP, weights[0], KERNELS)
+    weights = [materialized(OP, "a weight", w) for w in weights]
+    return _forward(backend, weights, us, vs, settings, update=False)
+
+
+@_library_op.register_fake
+def _(weights, us, vs, dims, iterations, eps, order):
+    dtype = ARITHMETIC.get(weights[0].dtype, weights[0].dtype)
+    length = sum(x.shape[0] for x in (*us, *vs))
+    return (
+        [torch.empty_like(w) for w in weights],
+        weights[0].new_empty(len(weights), dtype=dtype),
+        weights[0].new_empty(length, dtype=dtype),
+    )
+
+
+@torch.library.custom_op("genkern::spectral_norm_backward", mutates_args=())
+def _library_backward(
+    grad_normalized: list[Tensor],
+    grad_sigma: Tensor | None,
+    normalized: list[Tensor],
+    sigma: Tensor,
+    state: Tensor,
+    dims: list[int],
+) -> list[Tensor]:
+    backend = backends.choose(OP + ".backward", sigma, KERNELS)
+    settings = Settings(tuple(dims), None, None, None)
+    wanted = [True] * len(normalized)
+    return _backward(
+        backend, grad_normalized, grad_sigma, normalized, sigma, state, settings, wanted
+    )
+
+
+@_library_backward.register_fake
+def _(grad_normalized, grad_sigma, normalized, sigma, state, dims):
+    return [torch.empty_like(w) for w in normalized]
+
+
+def _setup_context(ctx, inputs, output):
+    normalized, sigma, state = output
+    ctx.settings = Settings(tuple(inputs[3]), *inputs[4:])
+    ctx.save_for_backward(*normalized, sigma, state)
+    ctx.mark_non_differentiable(state)
+
+
+def _library_autograd(ctx, grad_normalized, grad_sigma, _):
+    *normalized, sigma, state = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        backends.record(OP + ".backward", "reference", "create_graph: plain torch operations")
+        wanted = [True] * len(normalized)
+        grads = _backward(
+            "reference", grad_normalized, grad_sigma, normalized, sigma, state, ctx.settings, wanted
+        )
+    else:
+        grad_normalized = [
+            torch.zeros_like(w) if g is None else g
+            for g, w in zip(grad_normalized, normalized, strict=True)
+        ]
+        grads = torch.ops.genkern.spectral_norm_backward(
+            grad_normalized, grad_sigma, normalized, sigma, state, list(ctx.settings.dims)
+        )
+    none = [None] * len(normalized)
+    return grads, none, none, None, None, None, None
+
+
+_library_op.register_autograd(_library_autograd, setup_context=_setup_context)
