@@ -62,16 +62,35 @@ struct Sums {
   double value, logits, right;  // right: logits on their own side of zero
 };
 
+// Sums over lanes in the arithmetic type; every `run` vectors they move on to doubles, since a long
+// fp32 sum would lose digits that PyTorch's cascade keeps.
 template <class A>
 struct LaneSums {
+  static constexpr int run = 32;
   Vec<A> value{}, logits{}, right{};
+  Sums total{};
+  int added = 0;
+
   void add(Vec<A> phi, Vec<A> x, Mask<A> is_right, Mask<A> live) {
     const Vec<A> zero{};
     value += select(live, phi, zero);
     logits += select(live, x, zero);
     right += select(live & is_right, splat(A(1)), zero);
+    if (++added == run) flush();
   }
-  Sums total() const { return {double(sum(value)), double(sum(logits)), double(sum(right))}; }
+  void flush() {
+    for (int i = 0; i < lanes<A>(); ++i) {
+      total.value += double(value[i]);
+      total.logits += double(logits[i]);
+      total.right += double(right[i]);
+    }
+    value = logits = right = Vec<A>{};
+    added = 0;
+  }
+  Sums finish() {
+    flush();
+    return total;
+  }
 };
 
 // One chunk of one side. `scale` is dloss/dz per unit of slope, without the side's sign.
@@ -91,7 +110,7 @@ Sums one_side(const T* x, int64_t n, bool is_real, const LogitSide& side, double
     else
       store_part(grad + i, p.slope * factor, n - i);
   }
-  return sums.total();
+  return sums.finish();
 }
 
 // One chunk of pairs; the real side's sums carry φ.
@@ -114,8 +133,8 @@ void one_pair(const T* r, const T* f, int64_t n, const LogitSide& real, const Lo
     if (grad_real) store_part(grad_real + i, p.slope * real_factor, part);
     if (grad_fake) store_part(grad_fake + i, p.slope * fake_factor, part);
   }
-  *real_sums = of_real.total();
-  *fake_sums = of_fake.total();
+  *real_sums = of_real.finish();
+  *fake_sums = of_fake.finish();
 }
 
 struct Totals {
