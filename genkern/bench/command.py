@@ -1,0 +1,90 @@
+"""`genkern bench`: the table."""
+
+import json
+import sys
+from dataclasses import asdict
+
+
+def add_bench_parser(commands):
+    parser = commands.add_parser(
+        "bench",
+        help="time and memory beside eager PyTorch, torch.compile and SDPA, on this machine",
+    )
+    parser.add_argument("op", nargs="?", help="only workloads whose name begins so, like attention")
+    parser.add_argument("--quick", action="store_true", help="a selection, in under a minute")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.set_defaults(func=run)
+
+
+def run(args):
+    from genkern.bench import machine
+    from genkern.bench.measure import measure
+    from genkern.bench.workloads import all_workloads
+
+    chosen = [w for w in all_workloads() if not args.op or w.name.startswith(args.op)]
+    chosen = [w for w in chosen if w.quick or not args.quick]
+    if not chosen:
+        raise ValueError(f"no workload's name begins with {args.op!r}")
+    ceilings = machine.ceilings()
+    print(machine.describe())
+    print(", ".join(f"{name}: {value}" for name, value in ceilings.items()))
+    if ceilings["waking 2 threads, µs"] > 50:
+        print("This machine is busy: the times below are noise. Try again when it is quiet.")
+    print()
+    print(HEADER)
+    results = []
+    for workload in chosen:
+        result = measure(
+            workload, seconds=1 if args.quick else 4, compile_too=True, memory_too=True
+        )
+        results.append(result)
+        print(row(workload, result))
+        sys.stdout.flush()
+    print(
+        "\nForward and backward; medians, implementations interleaved. vs eager: how many times "
+        "faster than\neager. memory: growth of peak RSS in a fresh process, eager → genkern. "
+        "error: largest error of outputs\nand gradients against fp64, relative; ✓ at most 1.25 "
+        "times eager's or rounding."
+    )
+    for result in results:
+        for name, why in result.left_out.items():
+            print(f"{result.name}: no {name} ({why})")
+    if args.json:
+        document = {
+            "machine": machine.describe(),
+            "ceilings": ceilings,
+            "results": [asdict(result) for result in results],
+        }
+        with open(args.json, "w") as file:
+            json.dump(document, file, indent=2)
+    return 0 if all(result.exact_enough for result in results) else 1
+
+
+HEADER = (
+    "| op | shape | dtype | eager | compile | SDPA | genkern | vs eager | memory | error |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(workload, result):
+    """One line of the Markdown table."""
+    median = result.median
+    ratio = median["eager"] / median["genkern"]
+    memory = result.peak_memory
+    return (
+        f"| {workload.op} | {workload.shape} | {str(workload.dtype).removeprefix('torch.')} "
+        + "".join(f"| {_time(median.get(n))} " for n in ("eager", "compile", "sdpa", "genkern"))
+        + f"| **{ratio:.2f}×** "
+        + (f"| {_bytes(memory['eager'])} → {_bytes(memory['genkern'])} " if memory else "| – ")
+        + f"| {result.error:.0e} {'✓' if result.exact_enough else '✗'} |"
+    )
+
+
+def _time(seconds):
+    if seconds is None:
+        return "–"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
+
+
+def _bytes(count):
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,120 @@
+"""Measuring one workload: correctness, interleaved times, peak memory in fresh processes."""
+
+import multiprocessing
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from genkern.bench.workloads import all_workloads
+
+# The error rule: at most 1.25 times eager's error against fp64, above a floor of rounding.
+FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-9, torch.float16: 2**-12}
+
+
+@dataclass
+class Result:
+    """One workload's row; times in seconds, memory in bytes, both by implementation."""
+
+    name: str
+    median: dict = field(default_factory=dict)
+    quartiles: dict = field(default_factory=dict)
+    peak_memory: dict = field(default_factory=dict)
+    error: float = float("nan")
+    eager_error: float = float("nan")
+    exact_enough: bool = False
+    left_out: dict = field(default_factory=dict)  # implementation: why
+
+
+def measure(workload, *, seconds, compile_too, memory_too):
+    """Measures one workload for about `seconds` of timing; returns a Result."""
+    result = Result(workload.name)
+    steps = {}
+    for name in workload.implementations:
+        if name == "compile" and not compile_too:
+            result.left_out[name] = "not asked for"
+            continue
+        try:
+            steps[name] = workload.prepare(name)
+            steps[name]()
+            if name == "compile":
+                steps[name]()
+        except Exception as error:  # torch.compile fails in many ways, and the table says so
+            if name == "genkern":
+                raise
+            steps.pop(name, None)
+            result.left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    check(workload, result)
+    times = interleave(steps, seconds)
+    for name, values in times.items():
+        result.median[name] = statistics.median(values)
+        low, _, high = statistics.quantiles(values, n=4)
+        result.quartiles[name] = (low, high)
+    if memory_too:
+        for name in ("eager", "genkern"):
+            result.peak_memory[name] = peak_memory(workload, name)
+    return result
+
+
+def check(workload, result):
+    """Outputs and gradients of ours and of eager against eager in fp64, each relative to the
+    largest exact value of its tensor."""
+    exact = workload.prepare("exact")()
+
+    def worst(name):
+        got = workload.prepare(name)()
+        return max(
+            ((g.double() - e).abs().max() / e.abs().max().clamp_min(1e-30)).item()
+            for g, e in zip(got, exact, strict=True)
+        )
+
+    result.error, result.eager_error = worst("genkern"), worst("eager")
+    result.exact_enough = result.error <= 1.25 * result.eager_error + FLOOR[workload.dtype]
+
+
+def interleave(steps, seconds, least=7, most=2000):
+    """Times of every step, one after the other in rounds, so that all meet the same noise."""
+    times = {name: [] for name in steps}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < most and (rounds < least or time.perf_counter() < end):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return times
+
+
+def peak_memory(workload, implementation):
+    """The growth of a fresh process's peak resident memory in one step, inputs not counted."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["genkern.bench.measure"])
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measure_peak, args=(sender, workload.name, implementation))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise OSError(f"the process that measures the memory of {workload.name} died") from None
+    finally:
+        child.join()
+
+
+def _measure_peak(sender, workload_name, implementation):
+    torch.set_num_threads(2)
+    workload = next(w for w in all_workloads() if w.name == workload_name)
+    step = workload.prepare(implementation)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak starts anew
+    before = _status("VmRSS")
+    kept = step()
+    sender.send(_status("VmHWM") - before)
+    del kept
+
+
+def _status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))

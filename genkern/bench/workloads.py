@@ -1,0 +1,193 @@
+"""What is measured: each workload is one forward and backward, prepared once per implementation.
+
+`Workload.prepare(name)` gives a function without arguments that runs forward and backward and
+returns outputs and gradients. "eager" is what people write today, "compile" the same through
+torch.compile, "sdpa" PyTorch's fused attention, "genkern" ours, "exact" eager in fp64. All get the
+same numbers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import genkern
+from genkern import losses
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`build(implementation, dtype)` returns the step; `others` are implementations beside eager,
+    compile and genkern; `quick` puts it in `--quick`."""
+
+    op: str
+    shape: str
+    dtype: torch.dtype
+    build: Callable
+    others: tuple[str, ...] = ()
+    quick: bool = False
+
+    @property
+    def name(self):
+        return f"{self.op} {self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def implementations(self):
+        return ("eager", "compile", *self.others, "genkern")
+
+    def prepare(self, implementation):
+        torch.manual_seed(0)
+        if implementation == "exact":
+            return self.build("eager", torch.float64)
+        return self.build(implementation, self.dtype)
+
+
+def _numbers(*shape, dtype, grad=True):
+    """Random values that every dtype gets alike: drawn in fp32, rounded to bf16's grid."""
+    return torch.randn(shape).bfloat16().to(dtype).requires_grad_(grad)
+
+
+def _compiled(function, implementation):
+    return torch.compile(function) if implementation == "compile" else function
+
+
+# ---- Attention ----------------------------------------------------------------------------------
+
+
+def eager_attention(q, k, v, is_causal=False):
+    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    if is_causal:
+        blocked = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(blocked, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def attention(B, H, N, d, M=None, dv=None, is_causal=False, dtype=torch.float32, quick=False):
+    M, dv = M or N, dv or d
+
+    def build(implementation, dtype):
+        q = _numbers(B, H, N, d, dtype=dtype)
+        k = _numbers(B, H, M, d, dtype=dtype)
+        v = _numbers(B, H, M, dv, dtype=dtype)
+        cotangent = _numbers(B, H, N, dv, dtype=dtype, grad=False)
+        function = {"genkern": genkern.attention, "sdpa": F.scaled_dot_product_attention}.get(
+            implementation, eager_attention
+        )
+        function = _compiled(function, implementation)
+
+        def step():
+            out = function(q, k, v, is_causal=is_causal)
+            return out, *torch.autograd.grad(out, (q, k, v), cotangent)
+
+        return step
+
+    keys = "" if M == N and dv == d else f" M={M} dv={dv}"
+    shape = f"{B}×{H}×{N}×{d}{keys}{' causal' if is_causal else ''}"
+    return Workload("attention", shape, dtype, build, ("sdpa",), quick)
+
+
+# ---- Spectral normalization ---------------------------------------------------------------------
+
+# Weights as torch's modules lay them out: (rows, cols) of the matrix.
+DISCRIMINATORS = {
+    "SNGAN-32": [(128, 27), (128, 1152), (128, 27), *[(128, 1152)] * 6, (1, 128)],
+    "DCGAN-64": [(128, 48), (256, 2048), (512, 4096), (1024, 8192), (1, 16384)],
+    "HiFi-GAN MSD": [
+        (128, 15),
+        (128, 1312),
+        (256, 328),
+        (512, 656),
+        (1024, 1312),
+        (1024, 2624),
+        (1024, 5120),
+        (1, 3072),
+    ],
+}
+
+
+class Weights(nn.Module):
+    """Layers that do nothing but own a weight: the normalization alone is measured."""
+
+    def __init__(self, shapes, dtype):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(cols, rows, bias=False, dtype=dtype) for rows, cols in shapes
+        )
+        for layer in self.layers:
+            layer.weight.data = layer.weight.data.bfloat16().to(dtype)
+
+    def forward(self):
+        return [layer.weight for layer in self.layers]
+
+
+def spectral_norm(model, quick=False):
+    def build(implementation, dtype):
+        weights = Weights(DISCRIMINATORS[model], torch.float32)
+        if implementation == "genkern":
+            normalized = genkern.spectral_norm(weights, recurse=True)
+        else:
+            for layer in weights.layers:
+                nn.utils.parametrizations.spectral_norm(layer)
+            normalized = weights
+        normalized.to(dtype)
+        cotangents = [
+            _numbers(rows, cols, dtype=dtype, grad=False) for rows, cols in DISCRIMINATORS[model]
+        ]
+        parameters = list(weights.parameters())
+        forward = _compiled(normalized, implementation)
+
+        def step():
+            outputs = forward()
+            return *outputs, *torch.autograd.grad(outputs, parameters, cotangents)
+
+        return step
+
+    return Workload("spectral_norm", model, torch.float32, build, quick=quick)
+
+
+# ---- Losses -------------------------------------------------------------------------------------
+
+EAGER_LOSSES = {
+    "hinge": lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
+    "nonsaturating": lambda r, f: F.softplus(-r).mean() + F.softplus(f).mean(),
+    "lsgan": lambda r, f: 0.5 * (r - 1).square().mean() + 0.5 * f.square().mean(),
+    "wgan": lambda r, f: f.mean() - r.mean(),
+    "rpgan": lambda r, f: F.softplus(f - r).mean(),
+}
+
+
+def adversarial(name, count, dtype=torch.float32, quick=False):
+    def build(implementation, dtype):
+        real, fake = _numbers(count, dtype=dtype), _numbers(count, dtype=dtype)
+        ours = implementation == "genkern"
+        function = _compiled(losses.get(name).d if ours else EAGER_LOSSES[name], implementation)
+
+        def step():
+            real.grad = fake.grad = None
+            loss = function(real, fake)
+            loss.backward()
+            return loss.detach(), real.grad, fake.grad
+
+        return step
+
+    return Workload(f"{name} D", str(count), dtype, build, quick=quick)
+
+
+def all_workloads():
+    """Every workload, `quick` ones marked."""
+    return [
+        attention(1, 4, 1024, 64, quick=True),
+        attention(1, 4, 1024, 64, is_causal=True),
+        attention(1, 1, 4096, 64, quick=True),
+        attention(4, 8, 256, 64, is_causal=True),
+        attention(8, 1, 1024, 24, M=256, dv=96, quick=True),
+        attention(1, 4, 1024, 64, dtype=torch.bfloat16),
+        *[spectral_norm(model, quick=True) for model in DISCRIMINATORS],
+        adversarial("hinge", 64, quick=True),
+        adversarial("hinge", 262144, quick=True),
+        *[adversarial(name, 64) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
+        *[adversarial(name, 262144) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
+        adversarial("nonsaturating", 262144, dtype=torch.bfloat16),
+    ]
