@@ -282,8 +282,7 @@ def _library_backward(
         result = reference.attention(*inputs, is_causal, scale)
         grads = torch.autograd.grad(result, inputs, grad_out)
     return tuple(
-        _laid_out_like(x, x.shape[-1]).copy_(grad)
-        for x, grad in zip((q, k, v), grads, strict=True)
+        _laid_out_like(x, x.shape[-1]).copy_(grad) for x, grad in zip((q, k, v), grads, strict=True)
     )
 
 
