@@ -6,10 +6,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
+#include "attention/attention.h"
 #include "build_info.h"
 #include "common/levels.h"
 #include "losses/adversarial.h"
@@ -83,6 +86,56 @@ void bind_losses(py::module_& m) {
 #endif
 }
 
+// ---- Attention ----------------------------------------------------------------------------------
+
+// (address, batch stride, head stride, row stride); address 0: not wanted.
+using HeadsArgument = std::tuple<Address, int64_t, int64_t, int64_t>;
+
+Heads heads(const HeadsArgument& tensor) {
+  const auto& [address, batch, head, row] = tensor;
+  return {pointer(address), batch, head, row};
+}
+
+AttentionShape attention_shape(int dtype, const std::array<int64_t, 6>& sizes, double scale,
+                               bool is_causal, int threads) {
+  const auto& [B, H, N, M, d, dv] = sizes;
+  return {DType(dtype), B, H, N, M, d, dv, scale, is_causal, threads};
+}
+
+void bind_attention(py::module_& m) {
+  m.def("attention_forward",
+        [](int dtype, const std::array<int64_t, 6>& sizes, double scale, bool is_causal,
+           int threads, const HeadsArgument& q, const HeadsArgument& k, const HeadsArgument& v,
+           const HeadsArgument& out, Address lse) {
+          const AttentionForward args{attention_shape(dtype, sizes, scale, is_causal, threads),
+                                      heads(q),
+                                      heads(k),
+                                      heads(v),
+                                      heads(out),
+                                      pointer(lse)};
+          py::gil_scoped_release release;
+          check(GK_PICK(attention_forward)(args), "attention_forward");
+        });
+  m.def("attention_backward",
+        [](int dtype, const std::array<int64_t, 6>& sizes, double scale, bool is_causal,
+           int threads, const HeadsArgument& q, const HeadsArgument& k, const HeadsArgument& v,
+           const HeadsArgument& out, const HeadsArgument& grad_out, Address lse,
+           const HeadsArgument& grad_q, const HeadsArgument& grad_k, const HeadsArgument& grad_v) {
+          const AttentionBackward args{attention_shape(dtype, sizes, scale, is_causal, threads),
+                                       heads(q),
+                                       heads(k),
+                                       heads(v),
+                                       heads(out),
+                                       heads(grad_out),
+                                       pointer(lse),
+                                       heads(grad_q),
+                                       heads(grad_k),
+                                       heads(grad_v)};
+          py::gil_scoped_release release;
+          check(GK_PICK(attention_backward)(args), "attention_backward");
+        });
+}
+
 // ---- The machine
 // ----------------------------------------------------------------------------------
 
@@ -124,4 +177,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "genkern's compiled kernels: raw pointers, sizes and strides in, nothing of torch";
   bind_levels(m);
   bind_losses(m);
+  bind_attention(m);
 }

@@ -39,7 +39,7 @@ struct AttentionBackward {
   AttentionShape shape;
   Heads q, k, v, out, grad_out;
   const void* lse;
-  Heads grad_q, grad_k, grad_v;
+  Heads grad_q, grad_k, grad_v;  // data null: not wanted
 };
 
 GK_EACH_LEVEL(Status attention_forward(const AttentionForward& args);
