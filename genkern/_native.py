@@ -21,15 +21,21 @@ def _load():
         from genkern import _C
     except ImportError as error:
         if in_checkout and not list(HERE.glob("_C.*")):
-            raise ImportError(
-                f"{HERE.parent} is genkern's source tree and its kernels are not built: run "
-                f"`pip install .` and use genkern from another folder, or `pip install -e .`"
-            ) from None
+            raise _unbuilt() from None
         raise ImportError(
             f"genkern's compiled kernels can't be loaded ({error}): reinstall genkern with the "
             f"Python that you are running, `python -m pip install --force-reinstall genkern`"
         ) from error
+    if in_checkout and Path(_C.__file__).resolve().parent != HERE:
+        raise _unbuilt()  # an editable installation of another tree offers its own module
     return _C
+
+
+def _unbuilt():
+    return ImportError(
+        f"{HERE.parent} is genkern's source tree and its kernels are not built: run "
+        f"`pip install .` and use genkern from another folder, or `pip install -e .`"
+    )
 
 
 def _refuse_to_shadow():

@@ -1,5 +1,6 @@
 """Measuring one workload: correctness, interleaved times, peak memory in fresh processes."""
 
+import ctypes
 import multiprocessing
 import statistics
 import time
@@ -88,11 +89,13 @@ def interleave(steps, seconds, least=7, most=2000):
 
 
 def peak_memory(workload, implementation):
-    """The growth of a fresh process's peak resident memory in one step, inputs not counted."""
+    """The growth of peak resident memory in one step of a fresh process, inputs not counted and
+    code already loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["genkern.bench.measure"])
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure_peak, args=(sender, workload.name, implementation))
+    arguments = (sender, workload.name, implementation, torch.get_num_threads())
+    child = context.Process(target=_measure_peak, args=arguments)
     child.start()
     sender.close()
     try:
@@ -103,10 +106,12 @@ def peak_memory(workload, implementation):
         child.join()
 
 
-def _measure_peak(sender, workload_name, implementation):
-    torch.set_num_threads(2)
+def _measure_peak(sender, workload_name, implementation, threads):
+    torch.set_num_threads(threads)
     workload = next(w for w in all_workloads() if w.name == workload_name)
     step = workload.prepare(implementation)
+    step()  # touches the code, whose pages are no memory of the step's own
+    ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts anew
     before = _status("VmRSS")

@@ -1,0 +1,78 @@
+"""The choice of a backend, and how it is told."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import genkern
+from genkern import losses
+
+
+def test_default_follows_the_device():
+    with genkern.explain() as log:
+        losses.hinge.g(torch.ones(3))
+    assert [str(choice) for choice in log] == ["adversarial_loss: cpu (the tensors' device)"]
+
+
+def test_use_backend_nests_and_ends():
+    with genkern.use_backend("reference"):
+        with genkern.use_backend("cpu"), genkern.explain() as log:
+            losses.hinge.g(torch.ones(3))
+        with genkern.explain() as outer:
+            losses.hinge.g(torch.ones(3))
+    assert (log[0].backend, outer[0].backend) == ("cpu", "reference")
+    with genkern.explain() as after:
+        losses.hinge.g(torch.ones(3))
+    assert after[0].backend == "cpu"
+
+
+def test_backward_runs_where_its_forward_ran():
+    x = torch.randn(3, requires_grad=True)
+    with genkern.use_backend("reference"):
+        loss = losses.nonsaturating.g(x)
+    with genkern.explain() as log:
+        loss.backward()
+    assert [choice.backend for choice in log] == ["reference"]
+
+
+def test_unknown_backend():
+    with (
+        pytest.raises(ValueError, match="must be one of cpu, cuda, triton, reference, not 'gpu'"),
+        genkern.use_backend("gpu"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_backend_on_the_wrong_device(name):
+    with genkern.use_backend(name), pytest.raises(ValueError, match="needs tensors on a cuda dev"):
+        losses.hinge.g(torch.ones(3))
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        cwd="/",  # not the source tree
+        timeout=120,
+    )
+
+
+ASK = """
+import torch, genkern
+with genkern.explain() as log:
+    genkern.losses.hinge.g(torch.ones(3))
+print(log[0].backend)
+"""
+
+
+def test_environment_sets_the_default():
+    assert run(ASK, GENKERN_BACKEND="reference").stdout.strip() == "reference"
+    assert run(ASK, GENKERN_BACKEND="cpu").stdout.strip() == "cpu"
+    wrong = run(ASK, GENKERN_BACKEND="fast")
+    assert wrong.returncode and "GENKERN_BACKEND must be one of" in wrong.stderr
