@@ -4,8 +4,9 @@
 // A weight is a contiguous tensor seen as [outer, rows, inner]: the matrix of kernels' and papers'
 // W [rows, cols] with cols = outer·inner has W(i, o·inner + j) at (o·rows + i)·inner + j.
 // Normalising dimension 0 means outer = 1, a plain row-major matrix; dimension 1 (transposed
-// convolutions) has outer = shape[0]. u has `rows` elements, v has `cols`, both in the weights'
-// dtype.
+// convolutions) has outer = shape[0].
+//
+// "Sum type": float, double for fp64 weights; everything is computed in it.
 #pragma once
 
 #include <stdint.h>
@@ -22,29 +23,32 @@ enum class UpdateOrder : int { u_first = 0, v_first = 1 };
 struct SpectralForward {
   const void* weight;
   int64_t outer, rows, inner;
-  const void* u;  // [rows], before
-  const void* v;  // [cols], before
-  void* new_u;    // after the iterations; with none (eval) a copy. May be u and v themselves.
+  int64_t iterations;  // 0: u and v as they are
+  bool wide_state;     // u, v and their stores have the sum type rather than the weights' dtype
+  const void* u;       // [rows], before
+  const void* v;       // [cols], before
+  void* store_u;       // where to write the vectors after the iterations, in the dtype of u and v:
+  void* store_v;       // u and v themselves, or null
+  void* new_u;         // the same in the sum type
   void* new_v;
-  void* normalized;  // weight / σ, laid out as the weight
-  void* sigma;       // one float (double for fp64): u·(W v) with the new u and v
+  void* normalized;  // W / σ, laid out as the weight; its memory may be fresh
+  void* sigma;       // one element of the sum type: u·(W v) with the new u and v
 };
 
 struct SpectralBackward {
   const void* grad_normalized;  // null where this output got no gradient
   const void* normalized;
   int64_t outer, rows, inner;
-  const void* u;  // as the forward left them
+  const void* u;  // the forward's new_u and new_v
   const void* v;
   const void* sigma;
-  const void* grad_sigma;  // one float (double for fp64), or null
+  const void* grad_sigma;  // one element of the sum type, or null
   void* grad_weight;
 };
 
 struct SpectralOptions {
   DType dtype;
-  UpdateOrder order;
-  int n_power_iterations;  // 0: only σ and the division, u and v as they are
+  UpdateOrder order;  // the backward ignores it, and eps
   double eps;
   int threads;
 };

@@ -18,11 +18,19 @@ import torch
 from torch import Tensor
 
 from genkern import backend as backends
-from genkern.ops._tensors import ARITHMETIC, check_floating, is_plain, materialized
+from genkern._native import native
+from genkern.ops._tensors import (
+    ARITHMETIC,
+    DTYPE_NUMBER,
+    check_floating,
+    is_plain,
+    materialized,
+)
 from genkern.ops.spectral_norm import reference
 
 OP = "spectral_norm"
-KERNELS = ()
+KERNELS = ("cpu",)
+ORDER_NUMBER = {"u_first": 0, "v_first": 1}
 
 
 class Settings(NamedTuple):
@@ -187,32 +195,114 @@ class _SpectralNorm(torch.autograd.Function):
 
 def _forward(backend, weights, us, vs, settings, update):
     """(list of Ŵ, σ, state)"""
-    normalized, sigma, new_us, new_vs = reference.spectral_norm(weights, us, vs, *settings)
-    pairs = zip(new_us, new_vs, strict=True)
-    state = torch.cat([x for pair in pairs for x in pair])
-    if update:
+    if backend == "reference":
+        normalized, sigma, new_us, new_vs = reference.spectral_norm(weights, us, vs, *settings)
+        state = torch.cat([x for pair in zip(new_us, new_vs, strict=True) for x in pair])
+        if update:
+            _write_state(state, us, vs)
+        return normalized, sigma, state
+    one = weights[0]
+    lengths = [x.numel() for pair in zip(us, vs, strict=True) for x in pair]
+    state = one.new_empty(sum(lengths), dtype=ARITHMETIC[one.dtype])
+    sigma = state.new_empty(len(weights))
+    # Vectors in place where the kernel can write them, else a copy that is written back.
+    writable = update and all(x.is_contiguous() and not x.is_neg() for xs in (us, vs) for x in xs)
+    stored = [[_dense("a vector", x) for x in xs] for xs in (us, vs)]
+    sources = [_dense("a weight", w) for w in weights]
+    normalized = [torch.empty_like(source) for source in sources]
+    items, at, size = [], state.data_ptr(), state.element_size()
+    for i, (weight, u, v) in enumerate(zip(sources, *stored, strict=True)):
+        rows, cols = u.numel(), v.numel()
+        items.append(
+            (
+                weight.data_ptr(),
+                *matrix_sizes(weight.shape, settings.dims[i]),
+                settings.iterations[i],
+                u.dtype == state.dtype,
+                u.data_ptr(),
+                v.data_ptr(),
+                u.data_ptr() if writable else 0,
+                v.data_ptr() if writable else 0,
+                at,
+                at + rows * size,
+                normalized[i].data_ptr(),
+                sigma.data_ptr() + i * size,
+            )
+        )
+        at += (rows + cols) * size
+    native.spectral_norm_forward(
+        items,
+        DTYPE_NUMBER[one.dtype],
+        ORDER_NUMBER[settings.order],
+        settings.eps,
+        torch.get_num_threads(),
+    )
+    if writable:
+        torch.autograd.graph.increment_version((*us, *vs))
+    elif update:
         _write_state(state, us, vs)
-    return normalized, sigma, state
+    return [_restore(n, w) for n, w in zip(normalized, weights, strict=True)], sigma, state
 
 
 def _backward(backend, grad_normalized, grad_sigma, normalized, sigma, state, settings, wanted):
     """A gradient for each weight; None where it is not wanted or zero."""
     gradients, at = [None] * len(normalized), 0
-    for i, (weight, dim) in enumerate(zip(normalized, settings.dims, strict=True)):
-        outer, rows, inner = matrix_sizes(weight.shape, dim)
-        u, v = state[at : at + rows], state[at + rows : at + rows + outer * inner]
-        at += rows + outer * inner
+    present = []
+    for i, weight in enumerate(normalized):
+        outer, rows, inner = sizes = matrix_sizes(weight.shape, settings.dims[i])
         if wanted[i] and not (grad_normalized[i] is None and grad_sigma is None):
+            present.append((i, sizes, at))
+        at += rows + outer * inner
+    if backend == "reference":
+        for i, (outer, rows, inner), at in present:
             gradients[i] = reference.gradient(
                 grad_normalized[i],
                 None if grad_sigma is None else grad_sigma[i],
-                weight,
+                normalized[i],
                 sigma[i],
-                u,
-                v,
-                dim,
+                state[at : at + rows],
+                state[at + rows : at + rows + outer * inner],
+                settings.dims[i],
             )
-    return gradients
+        return gradients
+    grad_sigma = None if grad_sigma is None else _dense("grad_sigma", grad_sigma)
+    items, kept, size = [], [], state.element_size()
+    for i, sizes, at in present:
+        weight = _dense("normalized", normalized[i])
+        grad = None if grad_normalized[i] is None else _dense("a gradient", grad_normalized[i])
+        gradients[i] = torch.empty_like(weight)
+        kept += (weight, grad)  # alive until the kernel has run
+        items.append(
+            (
+                0 if grad is None else grad.data_ptr(),
+                weight.data_ptr(),
+                *sizes,
+                state.data_ptr() + at * size,
+                state.data_ptr() + (at + sizes[1]) * size,
+                sigma.data_ptr() + i * size,
+                0 if grad_sigma is None else grad_sigma.data_ptr() + i * size,
+                gradients[i].data_ptr(),
+            )
+        )
+    if items:
+        native.spectral_norm_backward(items, DTYPE_NUMBER[weight.dtype], torch.get_num_threads())
+    return [
+        None if g is None else _restore(g, w) for g, w in zip(gradients, normalized, strict=True)
+    ]
+
+
+def _dense(name, x):
+    """x as the kernels read it: contiguous, in memory."""
+    if x.layout is not torch.strided:
+        x = x.to_dense()
+    return materialized(OP, name, x).contiguous()
+
+
+def _restore(result, weight):
+    """`result` in the strides of `weight` (channels_last)."""
+    if result.stride() == weight.stride():
+        return result
+    return torch.empty_like(weight).copy_(result)
 
 
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------

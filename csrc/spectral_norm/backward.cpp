@@ -1,0 +1,157 @@
+// Gradients of spectral normalization on the CPU, for a whole list of weights in one call:
+//
+//   dW = dŴ/σ + (dσ - ⟨dŴ, Ŵ⟩/σ) u vᵀ
+//
+// Plan: ⟨dŴ, Ŵ⟩ needs all of a weight before any of dW can be written, so there are two passes. A
+// weight that fits in a core's cache is one task that does both; a larger one is cut into tasks of
+// slabs (slabs.h), first all their inner products, then all their dW. An inner product is summed
+// in the sum type over runs of 4096 elements, in double over runs and tasks, in a fixed order.
+// Floor: 3 reads and 1 write of the weights, 2 reads and 1 write where they stay in cache.
+#include <stdlib.h>
+
+#include "../common/pages.h"
+#include "../common/parallel.h"
+#include "../common/vec.h"
+#include "slabs.h"
+#include "spectral_norm.h"
+
+namespace genkern {
+namespace GK_LEVEL {
+namespace {
+
+using namespace spectral;
+
+constexpr int64_t run = 4096;
+constexpr int64_t parallel_from = 65536;  // elements that pay for waking a second thread
+
+template <class T>
+double inner_product(const T* a, const T* b, int64_t n) {
+  using A = Acc<T>;
+  constexpr int step = lanes<A>();
+  double total = 0;
+  for (int64_t at = 0; at < n; at += run) {
+    const int64_t end = n - at < run ? n : at + run;
+    Vec<A> sums[4] = {};
+    int64_t i = at;
+    for (; i + 4 * step <= end; i += 4 * step)
+      for (int k = 0; k < 4; ++k) sums[k] += load(a + i + k * step) * load(b + i + k * step);
+    for (; i < end; i += step) {
+      const int64_t part = end - i < step ? end - i : step;
+      sums[0] += load_part(a + i, part) * load_part(b + i, part);
+    }
+    total += double(sum((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  }
+  return total;
+}
+
+// out = g/σ + factor · v, one row of the matrix; g null means zero.
+template <class T>
+void write_row(const T* g, const Acc<T>* v, int64_t n, const Divisor<Acc<T>>& divide, Acc<T> factor,
+               T* out) {
+  using A = Acc<T>;
+  constexpr int step = lanes<A>();
+  int64_t j = 0;
+  for (; j + step <= n; j += step)
+    store(out + j, (g ? divide(load(g + j)) : Vec<A>{}) + factor * load(v + j));
+  if (j < n) {
+    const Vec<A> scaled = g ? divide(load_part(g + j, n - j)) : Vec<A>{};
+    store_part(out + j, scaled + factor * load_part(v + j, n - j), n - j);
+  }
+}
+
+template <class T>
+struct Layer {
+  using A = Acc<T>;
+  const SpectralBackward* args;
+  Slabs slabs;
+  double* products;  // one a task
+
+  const T* grad() const { return static_cast<const T*>(args->grad_normalized); }
+
+  void multiply(int64_t task) const {
+    const int64_t from = slabs.begin(task) * slabs.size(), to = slabs.end(task) * slabs.size();
+    const T* normalized = static_cast<const T*>(args->normalized);
+    products[task] = grad() ? inner_product(grad() + from, normalized + from, to - from) : 0;
+  }
+
+  void write(int64_t task) const {
+    double product = 0;
+    for (int64_t i = 0; i < slabs.tasks(); ++i) product += products[i];
+    const A sigma = *static_cast<const A*>(args->sigma);
+    const A* grad_sigma = static_cast<const A*>(args->grad_sigma);
+    const A along = grad() ? A(product / double(sigma)) : A(0);
+    const A factor = (grad_sigma ? *grad_sigma : A(0)) - along;
+    const Divisor<A> divide(sigma);
+    const A* local = static_cast<const A*>(slabs.u_is_local ? args->u : args->v);
+    const A* summed = static_cast<const A*>(slabs.u_is_local ? args->v : args->u);
+    T* out = static_cast<T*>(args->grad_weight);
+    for (int64_t slab = slabs.begin(task); slab < slabs.end(task); ++slab) {
+      for (int64_t row = 0; row < slabs.rows; ++row) {
+        const int64_t at = slab * slabs.size() + row * slabs.inner;
+        const A* vector = slabs.nested ? local + slab * slabs.inner : summed;
+        const A number = slabs.nested ? summed[row] : local[slab];
+        write_row(grad() ? grad() + at : nullptr, vector, slabs.inner, divide, factor * number,
+                  out + at);
+      }
+    }
+  }
+};
+
+template <class T>
+Status backward(const SpectralBackward* list, int64_t count, int threads) {
+  Layer<T>* layers = static_cast<Layer<T>*>(malloc(sizeof(Layer<T>) * size_t(count)));
+  if (!layers) return Status::out_of_memory;
+  int64_t parts = 0, elements = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const SpectralBackward& args = list[i];
+    const Slabs slabs = slabs_of(args.outer, args.rows, args.inner, sizeof(T));
+    layers[i] = {&args, slabs, nullptr};
+    parts += slabs.tasks();
+    elements += slabs.count * slabs.size();
+    advise_huge_pages(args.grad_weight, slabs.count * slabs.size() * int64_t(sizeof(T)));
+  }
+  double* products = static_cast<double*>(malloc(sizeof(double) * size_t(parts)));
+  Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t(parts)));
+  if (!products || !tasks) {
+    free(layers), free(products), free(tasks);
+    return Status::out_of_memory;
+  }
+
+  const int64_t cut = order_tasks(layers, count, tasks);
+  for (int64_t i = 0, used = 0; i < count; used += layers[i++].slabs.tasks())
+    layers[i].products = products + used;
+
+  const int team = elements < parallel_from ? 1 : threads;
+  parallel(parts, team, [&](int64_t i, int) {
+    const Layer<T>& layer = layers[tasks[i].layer];
+    layer.multiply(tasks[i].part);
+    if (i >= cut) layer.write(tasks[i].part);
+  });
+  // Backwards: what was read last is still in cache.
+  parallel(cut, team, [&](int64_t i, int) {
+    const Task& task = tasks[cut - 1 - i];
+    layers[task.layer].write(task.part);
+  });
+  free(layers), free(products), free(tasks);
+  return Status::ok;
+}
+
+}  // namespace
+
+Status spectral_norm_backward(const SpectralBackward* list, int64_t count,
+                              const SpectralOptions& options) {
+  switch (options.dtype) {
+    case DType::f32:
+      return backward<float>(list, count, options.threads);
+    case DType::f64:
+      return backward<double>(list, count, options.threads);
+    case DType::bf16:
+      return backward<BFloat16>(list, count, options.threads);
+    case DType::f16:
+      return backward<Float16>(list, count, options.threads);
+  }
+  return Status::unknown_dtype;
+}
+
+}  // namespace GK_LEVEL
+}  // namespace genkern
