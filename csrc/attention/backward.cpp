@@ -9,8 +9,6 @@
 // block, dK and dV grow in fp32 (fp64) sums of the task's own. With one chunk a head the task
 // writes them out; with more, all chunks' sums are added up in order afterwards. The number of
 // chunks follows from the shape alone, so results do not depend on threads.
-#include <string.h>
-
 #include "../common/parallel.h"
 #include "tiles.h"
 
@@ -33,10 +31,10 @@ struct KeySums {
     k = carve.rows<A>(keys, round_up(shape.d, lanes<A>()));
     v = carve.rows<A>(keys, round_up(shape.dv, lanes<A>()));
   }
-  void clear(const AttentionShape& shape) const {
+  void reset(const AttentionShape& shape) const {
     const int64_t keys = round_up(shape.M, step);
-    memset(k.data, 0, size_t(keys * k.stride) * sizeof(A));
-    memset(v.data, 0, size_t(keys * v.stride) * sizeof(A));
+    clear(k, keys);
+    clear(v, keys);
   }
 };
 
@@ -52,11 +50,11 @@ struct Workspace {
     const int64_t width = query_block<A>, L = lanes<A>();
     q = carve.rows<A>(width, round_up(shape.d, L));
     o = carve.rows<A>(width, round_up(shape.dv, L));
-    qt = carve.rows<A>(shape.d, width);
-    ot = carve.rows<A>(shape.dv, width);
+    qt = carve.rows<A>(round_up(shape.d, L), width);
+    ot = carve.rows<A>(round_up(shape.dv, L), width);
     s = carve.rows<A>(key_block, width);
     dp = carve.rows<A>(key_block, width);
-    dq = carve.rows<A>(round_up(shape.d, step), width);
+    dq = carve.rows<A>(round_up(shape.d, most(L, step)), width);
     k = carve.rows<A>(key_block, round_up(shape.d, step));
     v = carve.rows<A>(key_block, round_up(shape.dv, step));
     shift = carve.array<A>(width);
@@ -109,8 +107,8 @@ void query_block_step(const AttentionBackward& args, int64_t batch, int64_t head
 
   pack<T, A>(work.q, {q.row(i0), q.stride}, queries, d, queries, A(shape.scale));
   pack<T, A>(work.o, {grad_out.row(i0), grad_out.stride}, queries, dv, queries, A(1));
-  transpose<A>(work.qt, constant(work.q), queries, d, vectors);
-  transpose<A>(work.ot, constant(work.o), queries, dv, vectors);
+  transpose<A>(work.qt, constant(work.q), queries, d);
+  transpose<A>(work.ot, constant(work.o), queries, dv);
   const A* lse = static_cast<const A*>(args.lse) + (batch * shape.H + head) * shape.N + i0;
   for (int64_t i = 0; i < vectors * lanes<A>(); ++i) {
     const bool live = i < queries;
@@ -119,8 +117,8 @@ void query_block_step(const AttentionBackward& args, int64_t batch, int64_t head
     // A row without keys has lse = -inf, and P = 0.
     if (work.shift[i] == A(-__builtin_inf())) work.shift[i] = A(__builtin_inf());
     work.factor[i] = A(shape.scale);
-    for (int64_t c = 0; c < round_up(d, step); ++c) work.dq.row(c)[i] = 0;
   }
+  clear(work.dq, round_up(d, most(lanes<A>(), step)));
 
   const int64_t visible = visible_keys(shape, i0, queries);
   for (int64_t j0 = 0; j0 < visible; j0 += key_block) {
@@ -177,8 +175,8 @@ void write_key_gradients(const AttentionBackward& args, int64_t batch, int64_t h
 }
 
 int64_t chunks_a_head(int64_t heads, int64_t blocks) {
-  const int64_t wanted = ceil_div(tasks_wanted, heads), most = ceil_div(blocks, blocks_a_chunk);
-  return wanted < most ? wanted : most;
+  const int64_t wanted = ceil_div(tasks_wanted, heads);
+  return smaller(wanted, ceil_div(blocks, blocks_a_chunk));
 }
 
 template <class T>
@@ -207,7 +205,7 @@ Status backward(const AttentionBackward& args) {
     const Workspace<A> work(carve_work, shape);
     const KeySums<A> sums(carve_sums, shape);
     const int64_t which = task / chunks, batch = which / shape.H, head = which % shape.H;
-    sums.clear(shape);
+    sums.reset(shape);
     for (int64_t block = task % chunks; block < blocks; block += chunks)
       query_block_step<T>(args, batch, head, block * query_block<A>, work, sums);
     if (chunks == 1) write_key_gradients<T>(args, batch, head, sums, 0, 1, 0, shape.M);

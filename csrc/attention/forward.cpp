@@ -22,14 +22,13 @@ struct Workspace {
   A *top, *sum, *factor;
 
   Workspace(Carver& carve, const AttentionShape& shape) {
-    const int64_t width = query_block<A>, d = round_up(shape.d, step);
-    const int64_t dv = round_up(shape.dv, step);
-    rows = carve.rows<A>(width, d);
-    q = carve.rows<A>(d, width);
+    const int64_t width = query_block<A>, L = lanes<A>();
+    rows = carve.rows<A>(width, round_up(shape.d, L));
+    q = carve.rows<A>(round_up(shape.d, L), width);
     s = carve.rows<A>(key_block, width);
-    o = carve.rows<A>(dv, width);
-    k = carve.rows<A>(key_block, d);
-    v = carve.rows<A>(key_block, dv);
+    o = carve.rows<A>(round_up(shape.dv, most(L, step)), width);
+    k = carve.rows<A>(key_block, round_up(shape.d, step));
+    v = carve.rows<A>(key_block, round_up(shape.dv, step));
     top = carve.array<A>(width);
     sum = carve.array<A>(width);
     factor = carve.array<A>(width);
@@ -70,17 +69,17 @@ void query_block_task(const AttentionForward& args, int64_t batch, int64_t head,
   using A = Acc<T>;
   const AttentionShape& shape = args.shape;
   const int64_t queries = smaller(query_block<A>, shape.N - i0);
-  const int64_t vectors = vectors_for<A>(queries), padded_dv = round_up(shape.dv, step);
+  const int64_t vectors = vectors_for<A>(queries);
   const Rows<T> q = head_of<T>(args.q, batch, head), out = head_of<T>(args.out, batch, head);
   const Rows<T> k = head_of<T>(args.k, batch, head), v = head_of<T>(args.v, batch, head);
 
   pack<T, A>(work.rows, {q.row(i0), q.stride}, queries, shape.d, queries, A(shape.scale));
-  transpose<A>(work.q, {work.rows.data, work.rows.stride}, queries, shape.d, vectors);
+  transpose<A>(work.q, {work.rows.data, work.rows.stride}, queries, shape.d);
   for (int64_t i = 0; i < vectors * lanes<A>(); ++i) {
     work.top[i] = A(-__builtin_inf());
     work.sum[i] = 0;
-    for (int64_t e = 0; e < padded_dv; ++e) work.o.row(e)[i] = 0;
   }
+  clear(work.o, round_up(shape.dv, most(lanes<A>(), step)));
 
   const Rows<const A> packed_q{work.q.data, work.q.stride}, p{work.s.data, work.s.stride};
   const int64_t visible = visible_keys(shape, i0, queries);

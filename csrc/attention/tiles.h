@@ -17,6 +17,7 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../common/vec.h"
 #include "attention.h"
@@ -38,6 +39,7 @@ constexpr int64_t query_block = max_vectors * lanes<A>();
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int most(int a, int b) { return a < b ? b : a; }
 
 template <class A>
 inline int64_t vectors_for(int64_t n) {
@@ -51,6 +53,11 @@ struct Rows {
   int64_t stride;
   A* row(int64_t i) const { return data + i * stride; }
 };
+
+template <class A>
+inline void clear(Rows<A> to, int64_t rows) {
+  memset(to.data, 0, size_t(rows * to.stride) * sizeof(A));
+}
 
 // One head of a tensor.
 template <class T>
@@ -135,28 +142,66 @@ inline void pack(Rows<A> to, Rows<const T> from, int64_t rows, int64_t columns, 
     for (int64_t j = 0; j < to.stride; ++j) to.row(i)[j] = 0;
 }
 
-// to [columns][queries] = fromᵀ, for `queries` rows of `from`; the lanes beyond are zero.
-template <class A>
-inline void transpose(Rows<A> to, Rows<const A> from, int64_t queries, int64_t columns,
-                      int64_t vectors) {
-  for (int64_t j = 0; j < columns; ++j) {
-    A* row = to.row(j);
-    for (int64_t i = 0; i < queries; ++i) row[i] = from.row(i)[j];
-    for (int64_t i = queries; i < vectors * lanes<A>(); ++i) row[i] = 0;
+// A list of lane numbers, for shuffles, whose masks must be constants.
+template <int... lane>
+struct Lanes {};
+template <int n, int... lane>
+struct LanesBelow : LanesBelow<n - 1, n - 1, lane...> {};
+template <int... lane>
+struct LanesBelow<0, lane...> {
+  using type = Lanes<lane...>;
+};
+
+// The 2×2 blocks of `half` × `half` elements in rows i and i + half change places off the diagonal.
+template <int half, class V, int... lane>
+inline void exchange(V& upper, V& lower, Lanes<lane...>) {
+  constexpr int L = sizeof...(lane);
+  const V left = __builtin_shufflevector(upper, lower, (lane & half ? L + lane - half : lane)...);
+  const V right = __builtin_shufflevector(upper, lower, (lane & half ? L + lane : lane + half)...);
+  upper = left;
+  lower = right;
+}
+
+template <int half, class A>
+inline void transpose_square(Vec<A> (&x)[lanes<A>()]) {
+  if constexpr (half > 0) {
+    for (int i = 0; i < lanes<A>(); ++i)
+      if (!(i & half)) exchange<half>(x[i], x[i + half], typename LanesBelow<lanes<A>()>::type{});
+    transpose_square<half / 2, A>(x);
   }
 }
 
-// Writes row i of `to` as factor[i] · column i of `from`.
+// to [columns][queries] = fromᵀ. Both are padded to whole vectors: `from` in its rows, `to` in the
+// number of rows. Lanes beyond `queries` become zero.
+template <class A>
+inline void transpose(Rows<A> to, Rows<const A> from, int64_t queries, int64_t columns) {
+  constexpr int L = lanes<A>();
+  for (int64_t i = 0; i < queries; i += L)
+    for (int64_t j = 0; j < columns; j += L) {
+      Vec<A> x[L];
+      for (int l = 0; l < L; ++l) x[l] = i + l < queries ? load(from.row(i + l) + j) : Vec<A>{};
+      transpose_square<L / 2, A>(x);
+      for (int l = 0; l < L; ++l) store(to.row(j + l) + i, x[l]);
+    }
+}
+
+// Row i of `to` = factor[i] · column i of `from`, which is padded as `to` is above.
 template <class T, class A>
 inline void unpack_transposed(Rows<T> to, Rows<const A> from, int64_t queries, int64_t columns,
                               const A* factor) {
   constexpr int L = lanes<A>();
-  for (int64_t i = 0; i < queries; ++i)
+  for (int64_t i = 0; i < queries; i += L)
     for (int64_t j = 0; j < columns; j += L) {
-      const int64_t n = smaller(L, columns - j);
-      Vec<A> x{};
-      for (int64_t l = 0; l < n; ++l) x[l] = from.row(j + l)[i];
-      store_part(to.row(i) + j, x * factor[i], n);
+      Vec<A> x[L];
+      for (int l = 0; l < L; ++l) x[l] = load(from.row(j + l) + i);
+      transpose_square<L / 2, A>(x);
+      for (int l = 0; l < L && i + l < queries; ++l) {
+        const Vec<A> row = x[l] * factor[i + l];
+        if (columns - j >= L)
+          store(to.row(i + l) + j, row);
+        else
+          store_part(to.row(i + l) + j, row, columns - j);
+      }
     }
 }
 
