@@ -27,7 +27,7 @@ class GANTask:
         "r1": 0.0,
         "ema": 0.995,
         "lr": 1e-3,
-        "steps": 1400,
+        "steps": 1300,
         "batch_size": 32,
         "seed": 0,
         "dtype": "float32",
@@ -40,8 +40,7 @@ class GANTask:
 
     def __init__(self, config: dict) -> None:
         self.config = config
-        if config["size"] is not None and (config["size"] < 8 or config["size"] % 8):
-            raise TrainError(f"--size must be a multiple of 8, not {config['size']}")
+        _check(config)
         self.data = load_images(config["data"], config["size"], config["seed"])
         self.summary, self.items = self.data.summary, len(self.data.train)
         config["size"], config["channels"] = self.data.train.shape[3], self.data.train.shape[1]
@@ -97,6 +96,16 @@ class GANTask:
             scores.Labelled.of(data.held_out, data.held_out_labels),
             scores.Labelled.of(samples, labels),
         )
+
+
+def _check(config):
+    for name in ("size", "width"):
+        if config[name] is not None and config[name] % 8:
+            raise TrainError(f"--{name} must be a multiple of 8, not {config[name]}")
+    if not config["r1"] >= 0:
+        raise TrainError(f"--r1 must be 0 or positive, not {config['r1']}")
+    if not 0 <= config["ema"] < 1:
+        raise TrainError(f"--ema must be at least 0 and below 1, not {config['ema']}")
 
 
 def make_generator(config: dict) -> Generator:

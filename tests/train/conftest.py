@@ -1,11 +1,9 @@
 """What the training tests share."""
 
-import argparse
-
 import pytest
 import torch
 
-from genkern.train.commands import add_sample_parser, add_train_parser
+from genkern import cli
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +21,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        parser = argparse.ArgumentParser(prog="genkern")
-        subparsers = parser.add_subparsers()
-        add_train_parser(subparsers)
-        add_sample_parser(subparsers)
-        arguments = parser.parse_args([str(word) for word in words])
-        code = arguments.func(arguments)
+        code = cli.main([str(word) for word in words])
         streams = capsys.readouterr()
         return code, streams.out + streams.err
 

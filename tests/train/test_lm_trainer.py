@@ -1,6 +1,7 @@
 """LMTrainer, the transformer, and the perplexities that they are judged by."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ class BigramTable(nn.Module):
 
 
 def bigram_by_counting(train, a, b):
-    followers = [y for x, y in zip(train, train[1:], strict=False) if x == a]
+    followers = [y for x, y in pairwise(train) if x == a]
     unigram = (train.count(b) + 1) / (len(train) + 256)
     kinds = len(set(followers)) or 1
     return (followers.count(b) + kinds * unigram) / (len(followers) + kinds)
@@ -87,10 +88,7 @@ def bigram_by_counting(train, a, b):
 
 def test_bigram_is_its_formula_and_a_distribution():
     train, held_out = b"abracadabra, said the cobra", b"abba cad"
-    nats = [
-        -math.log(bigram_by_counting(train, *pair))
-        for pair in zip(held_out, held_out[1:], strict=False)
-    ]
+    nats = [-math.log(bigram_by_counting(train, *pair)) for pair in pairwise(held_out)]
     expected = math.exp(sum(nats) / len(nats))
     got = text.bigram_perplexity(torch.tensor(list(train)), torch.tensor(list(held_out)))
     assert got == pytest.approx(expected, rel=1e-12)
@@ -119,7 +117,8 @@ def test_windows_stay_inside_and_meet_every_byte():
         assert cut.shape == (count, context + 1)
         assert (cut[:, 1:] == cut[:, :-1] + 1).all()
         seen |= set(cut.flatten().tolist())
-    assert seen == set(range(100 - 100 % context + 0)) | seen
+    # All that a window may miss is at the end, less than one context.
+    assert seen >= set(range(100 - context))
 
 
 def test_text_of_a_file(tmp_path):
@@ -132,5 +131,5 @@ def test_text_of_a_file(tmp_path):
         TrainError, match="has 100 bytes: with a context of 16 it takes at least 170"
     ):
         text.load_text(str(file), context=16)
-    with pytest.raises(TrainError, match="could not read --data .*nowhere: No such file"):
+    with pytest.raises(TrainError, match=r"could not read --data .*nowhere: No such file"):
         text.load_text(str(tmp_path / "nowhere"), context=4)
