@@ -105,7 +105,12 @@ class Run:
             return signals.received
 
     def _save_and_tell(self, on_save):
-        self.save()
+        try:
+            self.save()
+        except TrainError as error:
+            raise TrainError(
+                f"{error}; the checkpoint from before is whole: go on with --resume {self.folder}"
+            ) from None
         on_save(self.trainer.steps)
         return self.trainer.steps
 
@@ -198,7 +203,7 @@ class _Signals:
 def fresh_folder(kind: str, out: str | None) -> Path:
     """Where a new run goes: --out, or runs/gan, runs/gan-2, … the first that holds no run."""
     if out is not None:
-        if (Path(out) / CHECKPOINT).exists():
+        if any((Path(out) / name).exists() for name in (CHECKPOINT, METRICS)):
             raise TrainError(
                 f"{out} already holds a run: continue it with --resume {out}, or name another "
                 "folder with --out"

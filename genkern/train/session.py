@@ -27,7 +27,7 @@ from genkern.train.progress import say, training_display
 from genkern.train.run import CHECKPOINT, Run, folder_to_resume, fresh_folder
 
 # A resumed run may change these; everything else would make it another run.
-CHANGEABLE = {"steps", "threads", "backend", "save_every"}
+CHANGEABLE = {"steps", "threads", "backend", "device", "save_every"}
 
 
 def train(task_type, options: dict, *, out, state_and_folder, scores, check) -> int:

@@ -4,7 +4,10 @@ import csv
 import json
 import os
 import re
+import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -117,6 +120,45 @@ def test_killed_after_the_checkpoint(command, tmp_path, monkeypatch):
     assert command("train", "lm", "--resume", "--no-scores")[0] == 0
     assert metrics.read_text() == (tmp_path / "straight/metrics.csv").read_text()
     assert_same_state(state_of(tmp_path / "runs/lm"), state_of(tmp_path / "straight"))
+
+
+def test_kill_minus_nine(command, tmp_path):
+    """A training process that is killed while it saves after every step goes on exactly."""
+    options = ("--save-every", 1, "--no-scores", *TINY["lm"])
+    words = [str(word) for word in ("train", "lm", "--steps", 100_000, "--out", "killed", *options)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genkern", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        next(line for line in process.stdout if line.strip().startswith("step     12/"))
+    finally:
+        process.kill()
+        process.wait()
+    steps = state_of(tmp_path / "killed")["trainer"]["steps"] + 3
+    assert steps >= 15
+    command("train", "--resume", "killed", "--steps", steps, "--no-scores")
+    command("train", "lm", "--steps", steps, "--out", "straight", *options)
+    assert_same_state(state_of(tmp_path / "killed"), state_of(tmp_path / "straight"))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(command, tmp_path):
+    """The first checkpoint has no moments yet: it fits a limit that the second exceeds."""
+    options = ("--steps", 2, "--save-every", 1, "--no-scores", *TINY["lm"])
+    command("train", "lm", *options, "--out", "straight")
+    size = (tmp_path / "straight/checkpoint.safetensors").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2 // 3, before[1]))
+    try:
+        code, said = command("train", "lm", *options, "--out", "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert "could not write full/checkpoint.safetensors: File too large; the checkpoint" in said
+    assert command("train", "--resume", "full", "--no-scores")[0] == 0
+    assert_same_state(state_of(tmp_path / "full"), state_of(tmp_path / "straight"))
 
 
 def test_a_short_run_of_a_gan(command, tmp_path):
