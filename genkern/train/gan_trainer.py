@@ -1,0 +1,137 @@
+"""One step of a GAN: the discriminator's, the generator's, and the average of the generator."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genkern import losses
+from genkern.train.ema import averaged
+
+
+class GANStep(NamedTuple):
+    """0-dim tensors, detached: read them when you log, so that a step waits for no device."""
+
+    loss_g: Tensor
+    loss_d: Tensor  # without the penalty
+    penalty: Tensor
+    real_mean: Tensor
+    fake_mean: Tensor
+    real_accuracy: Tensor
+    fake_accuracy: Tensor
+
+
+class GANTrainer:
+    """Trains a generator G(z, labels) against a discriminator D(images, labels).
+
+        trainer = GANTrainer(G, D, loss="hinge", r1=0, ema=0.999)
+        for real, labels in loader:
+            step = trainer.step(real, labels)
+        images = trainer.ema(z, labels)
+
+    Args:
+        G: any module: z [B, z_dim] and labels (as they came) to images. It keeps its train mode.
+        D: any module: images and labels to logits of any shape. Without a penalty it sees real and
+            fake images as one batch of 2B (one power iteration of spectral norm instead of two);
+            with one, as two batches.
+        loss: a name for `genkern.losses.get`, or such a loss.
+        r1: gamma of the R1 penalty, gamma/2 · mean over images of Σ (∂D/∂image)²; 0 for none.
+        ema: decay of the average of G, see `averaged`.
+        lr_G, lr_D, betas: of Adam, unless `opt_G` and `opt_D` are given.
+        z_dim: length of the noise; G.z_dim by default.
+
+    The noise comes from torch's global generator. Raises ValueError, naming the argument, for a
+    negative r1 or a missing z_dim.
+    """
+
+    def __init__(
+        self,
+        G: nn.Module,
+        D: nn.Module,
+        *,
+        loss="hinge",
+        r1: float = 0.0,
+        ema: float = 0.999,
+        lr_G: float = 1e-3,
+        lr_D: float = 2e-3,
+        betas=(0.0, 0.9),
+        opt_G=None,
+        opt_D=None,
+        z_dim: int | None = None,
+    ) -> None:
+        if not r1 >= 0:
+            raise ValueError(f"GANTrainer: r1 must be 0 or positive, not {r1}")
+        z_dim = getattr(G, "z_dim", None) if z_dim is None else z_dim
+        if z_dim is None:
+            raise ValueError("GANTrainer: z_dim must be given, since G has no attribute z_dim")
+        self.G, self.D, self.r1, self.z_dim = G, D, r1, z_dim
+        self.loss = losses.get(loss) if isinstance(loss, str) else loss
+        self.ema = averaged(G, ema)
+        self.opt_G = opt_G or torch.optim.Adam(_trainable(G), lr_G, betas)
+        self.opt_D = opt_D or torch.optim.Adam(_trainable(D), lr_D, betas)
+        self.steps = 0
+
+    def step(self, real: Tensor, labels: Tensor | None = None) -> GANStep:
+        """One update of D, one of G, one of the average, on a batch of real images."""
+        loss_d, penalty, stats = self._step_d(real, labels)
+        loss_g = self._step_g(real, labels)
+        self.ema.update_parameters(self.G)
+        self.steps += 1
+        return GANStep(loss_g, loss_d, penalty, *stats)
+
+    def _step_d(self, real, labels):
+        with torch.no_grad():
+            fake = self.G(self.noise(len(real)), labels)
+        if self.r1:
+            real = real.detach().requires_grad_()
+            real_logits, fake_logits = self.D(real, labels), self.D(fake, labels)
+        else:
+            both = None if labels is None else torch.cat([labels, labels])
+            real_logits, fake_logits = self.D(torch.cat([real, fake]), both).chunk(2)
+        loss, stats = self.loss.d(real_logits, fake_logits, stats=True)
+        penalty = losses.r1(real_logits, real, self.r1) if self.r1 else torch.zeros_like(loss)
+        self._descend(self.opt_D, loss + penalty)
+        return loss.detach(), penalty.detach(), stats
+
+    def _step_g(self, real, labels):
+        fake_logits = self.D(self.G(self.noise(len(real)), labels), labels)
+        real_logits = None
+        if isinstance(self.loss, losses.RelativisticLoss):
+            with torch.no_grad():
+                real_logits = self.D(real, labels)
+        loss = self.loss.g(fake_logits, real_logits)
+        self._descend(self.opt_G, loss)
+        return loss.detach()
+
+    @staticmethod
+    def _descend(optimizer, loss):
+        optimizer.zero_grad()
+        # Only the weights that this optimizer moves: the other model's gradients cost nothing.
+        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+        optimizer.step()
+
+    def noise(self, n: int) -> Tensor:
+        """z [n, z_dim], standard normal, in the generator's dtype and on its device."""
+        like = next(self.G.parameters())
+        return torch.randn(n, self.z_dim, dtype=like.dtype, device=like.device)
+
+    @property
+    def optimizers(self):
+        return self.opt_G, self.opt_D
+
+    def state_dict(self) -> dict:
+        """All that a later process needs to go on, beside torch's random state and the data."""
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {**parts, "steps": self.steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.steps = state["steps"]
+
+
+_PARTS = ("G", "D", "ema", "opt_G", "opt_D")
+
+
+def _trainable(model):
+    return [p for p in model.parameters() if p.requires_grad]
