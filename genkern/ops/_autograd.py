@@ -1,6 +1,22 @@
-"""Second derivatives by the reference, for ops whose kernels give the first."""
+"""What the ops share of autograd: a short way in, and second derivatives by the reference."""
 
 import torch
+
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def entry(function):
+    """A faster `function.apply` for an autograd.Function that torch.func cannot transform.
+
+    torch.autograd.Function.apply is Python that looks for functorch's transforms first: 5 µs of a
+    call that takes 30. Under a transform it is called all the same, and raises its own error.
+    """
+    direct = super(torch.autograd.Function, function).apply
+
+    def apply(*args):
+        return function.apply(*args) if _transforms_active() else direct(*args)
+
+    return apply
 
 
 def differentiable_gradients(reference, inputs, grad_outputs):

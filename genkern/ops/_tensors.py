@@ -29,6 +29,17 @@ def is_ordinary(tensor):
     return type(tensor) in _PLAIN and not (tensor.is_neg() or tensor._is_zerotensor())
 
 
+def is_ready(tensor):
+    """Whether a CPU kernel may read this tensor as a flat array just as it is."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and tensor.dtype in DTYPE_NUMBER
+        and not (tensor.is_neg() or tensor._is_zerotensor())
+    )
+
+
 def materialized(op, name, tensor):
     """The tensor, fit to be read through its address.
 

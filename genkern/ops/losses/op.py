@@ -12,13 +12,13 @@ from torch import Tensor
 
 from genkern import backend as backends
 from genkern._native import native
-from genkern.ops._autograd import differentiable_gradients
+from genkern.ops._autograd import differentiable_gradients, entry
 from genkern.ops._tensors import (
     ARITHMETIC,
     DTYPE_NUMBER,
     check_floating,
-    is_ordinary,
     is_plain,
+    is_ready,
     materialized,
 )
 from genkern.ops.losses import reference
@@ -52,19 +52,21 @@ def adversarial_loss(form, real, fake, stats=False):
 
     At 64 logits a call is all overhead, so the path from here to the kernel is kept short.
     """
-    plain = is_plain(fake) and fake.dtype in DTYPE_NUMBER
-    if real is not None:
-        plain = plain and is_plain(real) and real.dtype is fake.dtype
-        plain = plain and real.device == fake.device
-    if not plain:
+    compiling = torch.compiler.is_compiling()
+    ready = not compiling and is_ready(fake)
+    if ready and real is not None:
+        ready = is_ready(real) and real.dtype is fake.dtype
+    if not ready:
         check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
     if form.paired and real.shape != fake.shape:
         raise ValueError(
             f"{OP}: real and fake go in pairs here and must have one shape, not "
             f"{tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    if plain and not torch.compiler.is_compiling():
-        result = _Adversarial.apply(form, real, fake, stats)
+    if ready:
+        result = _apply(form, real, fake, stats)
+    elif not compiling and is_plain(fake) and (real is None or is_plain(real)):
+        result = _apply(form, _dense("real", real), _dense("fake", fake), stats)
     else:
         constants = form.phi, form.paired, [*form.real, *form.fake]
         result = torch.ops.genkern.adversarial_loss(real, fake, *constants)
@@ -106,6 +108,9 @@ class _Adversarial(torch.autograd.Function):
         return None, *grads, None
 
 
+_apply = entry(_Adversarial)
+
+
 def _differentiable_backward(form, real, fake, grad_loss):
     backends.record(BACKWARD, "reference", "create_graph: the kernels give one derivative")
     return differentiable_gradients(
@@ -114,13 +119,12 @@ def _differentiable_backward(form, real, fake, grad_loss):
 
 
 def _forward(backend, form, real, fake, stats):
-    """(loss, statistics or None)"""
+    """(loss, statistics or None) of dense logits."""
     if backend == "reference":
         loss = reference.adversarial_loss(form, real, fake).detach()
         return loss, reference.statistics(real, fake) if stats else None
     if backend == "cpu":
         return _forward_cpu(form, real, fake, stats, False, False)[:2]
-    real, fake = _dense("real", real), _dense("fake", fake)
     with torch.cuda.device(fake.device):
         loss = fake.new_empty((), dtype=ARITHMETIC[fake.dtype])
         statistics = loss.new_empty(4) if stats else None
@@ -144,7 +148,6 @@ def _forward_cpu(form, real, fake, stats, need_real, need_fake):
     In full precision the one pass over the logits gives the loss's gradients too, where needed. In
     half precision they would be rounded before grad_output is known: a loss scale comes too late.
     """
-    real, fake = _dense("real", real), _dense("fake", fake)
     statistics = grad_real = grad_fake = gradients = None
     if fake.dtype is torch.float32 or fake.dtype is torch.float64:
         loss = fake.new_empty(())
@@ -183,7 +186,6 @@ def _backward(backend, form, real, fake, grad_loss, need_real, need_fake):
             present = [x for x in inputs if x is not None]
             grads = iter(torch.autograd.grad(loss, present, grad_loss))
         return tuple(None if x is None else next(grads) for x in inputs)
-    real, fake = _dense("real", real), _dense("fake", fake)
     grad_loss = _dense("grad_loss", grad_loss)
     grad_real = torch.empty_like(real) if need_real else None
     grad_fake = torch.empty_like(fake) if need_fake else None
@@ -219,9 +221,7 @@ def _linear_gradients(form, real, fake, grad_loss, need_real, need_fake):
 
 
 def _dense(name, x):
-    if x is None or (x.is_contiguous() and is_ordinary(x)):
-        return x
-    return materialized(OP, name, x).contiguous()
+    return None if x is None else materialized(OP, name, x).contiguous()
 
 
 def _address(x):
@@ -245,7 +245,8 @@ def _library_op(
     real: Tensor | None, fake: Tensor, phi: str, paired: bool, numbers: list[float]
 ) -> tuple[Tensor, Tensor]:
     backend = backends.choose(OP, fake, KERNELS)
-    return _forward(backend, _form(phi, paired, numbers), real, fake, True)
+    form = _form(phi, paired, numbers)
+    return _forward(backend, form, _dense("real", real), _dense("fake", fake), True)
 
 
 @_library_op.register_fake
@@ -265,6 +266,7 @@ def _library_backward(
 ) -> list[Tensor]:
     backend = backends.choose(BACKWARD, fake, KERNELS)
     form = _form(phi, paired, numbers)
+    real, fake = _dense("real", real), _dense("fake", fake)
     grads = _backward(backend, form, real, fake, grad_loss, real is not None, True)
     return [grad.contiguous() for grad in grads if grad is not None]
 
