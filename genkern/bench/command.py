@@ -35,7 +35,9 @@ def run(args):
     results = []
     for workload in chosen:
         result = measure(
-            workload, seconds=1 if args.quick else 4, compile_too=True, memory_too=True
+            workload,
+            seconds=1 if args.quick else 4,
+            compile_too=not args.quick or workload.quick == "compiled",
         )
         results.append(result)
         print(row(workload, result))
@@ -75,7 +77,7 @@ def row(workload, result):
         f"| {workload.op} | {workload.shape} | {str(workload.dtype).removeprefix('torch.')} "
         + "".join(f"| {_time(median.get(n))} " for n in ("eager", "compile", "sdpa", "genkern"))
         + f"| **{ratio:.2f}×** "
-        + (f"| {_bytes(memory['eager'])} → {_bytes(memory['genkern'])} " if memory else "| – ")
+        + f"| {_bytes(memory['eager'])} → {_bytes(memory['genkern'])} "
         + f"| {result.error:.0e} {'✓' if result.exact_enough else '✗'} |"
     )
 

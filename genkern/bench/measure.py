@@ -28,13 +28,13 @@ class Result:
     left_out: dict = field(default_factory=dict)  # implementation: why
 
 
-def measure(workload, *, seconds, compile_too, memory_too):
+def measure(workload, *, seconds, compile_too):
     """Measures one workload for about `seconds` of timing; returns a Result."""
     result = Result(workload.name)
     steps = {}
     for name in workload.implementations:
         if name == "compile" and not compile_too:
-            result.left_out[name] = "not asked for"
+            result.left_out[name] = "with --quick: it takes long to compile"
             continue
         try:
             steps[name] = workload.prepare(name)
@@ -52,9 +52,8 @@ def measure(workload, *, seconds, compile_too, memory_too):
         result.median[name] = statistics.median(values)
         low, _, high = statistics.quantiles(values, n=4)
         result.quartiles[name] = (low, high)
-    if memory_too:
-        for name in ("eager", "genkern"):
-            result.peak_memory[name] = peak_memory(workload, name)
+    for name in ("eager", "genkern"):
+        result.peak_memory[name] = peak_memory(workload, name)
     return result
 
 
