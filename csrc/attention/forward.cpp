@@ -11,7 +11,7 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-constexpr int64_t key_block = 96;
+constexpr int64_t key_block = 64;
 constexpr double parallel_from = 2e5;  // products that pay for waking a second thread
 
 template <class A>

@@ -132,14 +132,17 @@ def _record_reference_backward(_):
     backends.record(OP + ".backward", "reference", "the forward ran there")
 
 
+_NO_TRANSFORMS = (
+    f"{OP}: torch.func transforms (jvp, vmap, grad, …) and forward-mode differentiation are not "
+    f'supported by the kernels: run it, uncompiled, inside genkern.use_backend("reference")'
+)
+
+
 def _refuse_transforms(*tensors):
     """Kernels know nothing of tangents and batches that torch.func hides inside a tensor."""
     wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
     if wrapped or _has_tangent(tensors):
-        raise NotImplementedError(
-            f"{OP}: torch.func transforms (jvp, vmap, grad, …) and forward-mode differentiation "
-            f'are not supported by the kernels: run it inside genkern.use_backend("reference")'
-        )
+        raise NotImplementedError(_NO_TRANSFORMS)
 
 
 def _has_tangent(tensors):
@@ -248,20 +251,64 @@ def _heads(x):
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
 
 
-@torch.library.custom_op("genkern::attention", mutates_args=())
-def _library_op(
-    q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+# Written out, where `custom_op` and `register_autograd` would be shorter: those drop tangents in
+# silence, and this op must refuse them.
+torch.library.define(
+    "genkern::attention",
+    "(Tensor q, Tensor k, Tensor v, bool is_causal, float scale) -> (Tensor out, Tensor lse)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("genkern::attention", "CompositeExplicitAutograd")
+def _library_forward(q, k, v, is_causal, scale):
     if backends.choose(OP, q, KERNELS) == "cpu":
         return _forward(q, k, v, is_causal, scale)
     out = _laid_out_like(q, v.shape[-1]).copy_(reference.attention(q, k, v, is_causal, scale))
-    lse = reference.logsumexp(q, k, is_causal, scale)
-    return out, lse
+    return out, reference.logsumexp(q, k, is_causal, scale)
 
 
-@_library_op.register_fake
+@torch.library.register_fake("genkern::attention")
 def _(q, k, v, is_causal, scale):
     return _laid_out_like(q, v.shape[-1]), _new_lse(q)
+
+
+@torch.library.register_vmap("genkern::attention")
+def _(info, in_dims, *_):
+    raise NotImplementedError(_NO_TRANSFORMS)
+
+
+@torch.library.impl("genkern::attention", "Autograd")
+def _library_op(q, k, v, is_causal, scale):
+    if _has_tangent((q, k, v)):
+        raise NotImplementedError(_NO_TRANSFORMS)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _LibraryAttention.apply(q, k, v, is_causal, scale)
+    return _below_autograd(q, k, v, is_causal, scale)
+
+
+def _below_autograd(*args):
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.genkern.attention(*args)
+
+
+class _LibraryAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, is_causal, scale):
+        out, lse = _below_autograd(q, k, v, is_causal, scale)
+        ctx.options = is_causal, scale
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, grad_out, _):
+        q, k, v, out, lse = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = _differentiable_backward(q, k, v, grad_out, *ctx.options)
+        else:
+            grads = torch.ops.genkern.attention_backward(grad_out, q, k, v, out, lse, *ctx.options)
+        return *grads, None, None
 
 
 @torch.library.custom_op("genkern::attention_backward", mutates_args=())
@@ -289,21 +336,3 @@ def _library_backward(
 @_library_backward.register_fake
 def _(grad_out, q, k, v, out, lse, is_causal, scale):
     return tuple(_laid_out_like(x, x.shape[-1]) for x in (q, k, v))
-
-
-def _setup_context(ctx, inputs, output):
-    q, k, v, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _library_autograd(ctx, grad_out, _):
-    q, k, v, out, lse = ctx.saved_tensors
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        grads = _differentiable_backward(q, k, v, grad_out, *ctx.options)
-    else:
-        grads = torch.ops.genkern.attention_backward(grad_out, q, k, v, out, lse, *ctx.options)
-    return *grads, None, None
-
-
-_library_op.register_autograd(_library_autograd, setup_context=_setup_context)
