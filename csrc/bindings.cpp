@@ -108,28 +108,29 @@ void bind_attention(py::module_& m) {
   m.def("attention_forward",
         [](int dtype, const std::array<int64_t, 6>& sizes, double scale, bool is_causal,
            int threads, const HeadsArgument& q, const HeadsArgument& k, const HeadsArgument& v,
-           const HeadsArgument& out, Address lse) {
+           const HeadsArgument& out, Address shift, Address sum, const HeadsArgument& wide_out) {
           const AttentionForward args{attention_shape(dtype, sizes, scale, is_causal, threads),
                                       heads(q),
                                       heads(k),
                                       heads(v),
                                       heads(out),
-                                      pointer(lse)};
+                                      {pointer(shift), pointer(sum)},
+                                      heads(wide_out)};
           py::gil_scoped_release release;
           check(GK_PICK(attention_forward)(args), "attention_forward");
         });
   m.def("attention_backward",
         [](int dtype, const std::array<int64_t, 6>& sizes, double scale, bool is_causal,
            int threads, const HeadsArgument& q, const HeadsArgument& k, const HeadsArgument& v,
-           const HeadsArgument& out, const HeadsArgument& grad_out, Address lse,
+           const HeadsArgument& wide_out, const HeadsArgument& grad_out, Address shift, Address sum,
            const HeadsArgument& grad_q, const HeadsArgument& grad_k, const HeadsArgument& grad_v) {
           const AttentionBackward args{attention_shape(dtype, sizes, scale, is_causal, threads),
                                        heads(q),
                                        heads(k),
                                        heads(v),
-                                       heads(out),
+                                       heads(wide_out),
                                        heads(grad_out),
-                                       pointer(lse),
+                                       {pointer(shift), pointer(sum)},
                                        heads(grad_q),
                                        heads(grad_k),
                                        heads(grad_v)};

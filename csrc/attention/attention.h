@@ -1,11 +1,16 @@
 // Attention: the contract of the launchers. Formulas: genkern/ops/attention/reference.py.
 //
-//   q [B, H, N, d]   k [B, H, M, d]   v [B, H, M, dv]   out [B, H, N, dv]   lse [B, H, N]
-//   S = scale·q·kᵀ    P = softmax(S) over allowed keys    out = P·v    lse = log Σ exp S
+//   q [B, H, N, d]   k [B, H, M, d]   v [B, H, M, dv]   out [B, H, N, dv]
+//   S = scale·q·kᵀ    P = softmax(S) over allowed keys    out = P·v
 //
 // Causal: query i sees keys j ≤ i (aligned at the top left, as in PyTorch). A row with no key (M =
-// 0) gives zeros and lse -inf. The last dimension of every tensor is contiguous; the others have
-// any stride, in elements. lse is fp32 (fp64 for fp64), contiguous. Nothing N×M is ever stored.
+// 0) gives zeros. The last dimension of every tensor is contiguous; the others have any stride, in
+// elements. Nothing N×M is ever stored.
+//
+// What the backward needs beside its inputs is in the arithmetic type, fp32 (fp64 for fp64), so
+// that gradients are as exact as if P had been kept: per row a shift and the sum Σ exp(S - shift),
+// whose sum as one rounded logsumexp would cost digits of P; and `wide_out`, out before it is
+// rounded.
 #pragma once
 
 #include <stdint.h>
@@ -29,16 +34,22 @@ struct AttentionShape {
   int threads;
 };
 
+// Of every row, [B, H, N] each, contiguous: log Σ exp S = shift + log sum; 0 and 0 without keys.
+struct SoftmaxRows {
+  void *shift, *sum;
+};
+
 struct AttentionForward {
   AttentionShape shape;
   Heads q, k, v, out;
-  void* lse;
+  SoftmaxRows rows;
+  Heads wide_out;  // data null: not wanted
 };
 
 struct AttentionBackward {
   AttentionShape shape;
-  Heads q, k, v, out, grad_out;
-  const void* lse;
+  Heads q, k, v, wide_out, grad_out;
+  SoftmaxRows rows;
   Heads grad_q, grad_k, grad_v;  // data null: not wanted
 };
 

@@ -1,10 +1,10 @@
-// Attention, backward: grad_q, grad_k, grad_v from q, k, v, out, lse and grad_out.
+// Attention, backward: grad_q, grad_k, grad_v from q, k, v, grad_out and what the forward kept.
 //
-//   P = exp(S - lse)   δ = rowsum(dO∘O)   dP = dO·vᵀ   dS = P∘(dP - δ)
+//   P = exp(scale·S - shift) / sum   δ = rowsum(dO∘O)   dP = dO·vᵀ   dS = P∘(dP - δ)
 //   dq = scale·dS·k    dk = scale·dSᵀ·q   dv = Pᵀ·dO
 //
 // Layout: tiles.h. A task is a chunk of one head's query blocks: every `chunks`-th block, so that
-// causal chunks cost the same. Block by block it packs scale·Q, dO and their transposes, and for
+// causal chunks cost the same. Block by block it packs Q, dO and their transposes, and for
 // every block of keys recomputes Sᵀ and P and makes the five products; dQ is finished with its
 // block, dK and dV grow in fp32 (fp64) sums of the task's own. With one chunk a head the task
 // writes them out; with more, all chunks' sums are added up in order afterwards. The number of
@@ -40,11 +40,11 @@ struct KeySums {
 
 template <class A>
 struct Workspace {
-  Rows<A> q, o;    // scale·Q and dO as they lie in the tensors
+  Rows<A> q, o;    // Q and dO as they lie in the tensors
   Rows<A> qt, ot;  // and transposed
   Rows<A> s, dp, dq;
   Rows<A> k, v;
-  A *shift, *delta, *factor;
+  A *shift, *inverse, *delta, *factor;  // inverse: 1 / sum
 
   Workspace(Carver& carve, const AttentionShape& shape) {
     const int64_t width = query_block<A>, L = lanes<A>();
@@ -58,6 +58,7 @@ struct Workspace {
     k = carve.rows<A>(key_block, round_up(shape.d, step));
     v = carve.rows<A>(key_block, round_up(shape.dv, step));
     shift = carve.array<A>(width);
+    inverse = carve.array<A>(width);
     delta = carve.array<A>(width);
     factor = carve.array<A>(width);
   }
@@ -68,10 +69,10 @@ Rows<const A> constant(Rows<A> rows) {
   return {rows.data, rows.stride};
 }
 
-template <class T>
-Acc<T> dot(const T* a, const T* b, int64_t n) {
-  constexpr int L = lanes<Acc<T>>();
-  Vec<Acc<T>> total{};
+template <class A>
+A dot(const A* a, const A* b, int64_t n) {
+  constexpr int L = lanes<A>();
+  Vec<A> total{};
   int64_t i = 0;
   for (; i + L <= n; i += L) total += load(a + i) * load(b + i);
   if (i < n) total += load_part(a + i, n - i) * load_part(b + i, n - i);
@@ -80,13 +81,14 @@ Acc<T> dot(const T* a, const T* b, int64_t n) {
 
 // S becomes P, dP becomes dS.
 template <class A>
-void softmax_backward_step(const Workspace<A>& work, int64_t keys, int64_t vectors) {
+void softmax_backward_step(const Workspace<A>& work, A magnitude, int64_t keys, int64_t vectors) {
   constexpr int L = lanes<A>();
   for (int64_t w = 0; w < vectors; ++w) {
-    const Vec<A> shift = load(work.shift + w * L), delta = load(work.delta + w * L);
+    const Vec<A> shift = load(work.shift + w * L), inverse = load(work.inverse + w * L);
+    const Vec<A> delta = load(work.delta + w * L);
     for (int64_t j = 0; j < keys; ++j) {
       A *s = work.s.row(j) + w * L, *dp = work.dp.row(j) + w * L;
-      const Vec<A> p = exp(load(s) - shift);
+      const Vec<A> p = exp(load(s) * magnitude - shift) * inverse;
       store(s, p);
       store(dp, p * (load(dp) - delta));
     }
@@ -102,20 +104,22 @@ void query_block_step(const AttentionBackward& args, int64_t batch, int64_t head
   const int64_t queries = smaller(query_block<A>, shape.N - i0);
   const int64_t vectors = vectors_for<A>(queries);
   const Rows<T> q = head_of<T>(args.q, batch, head), k = head_of<T>(args.k, batch, head);
-  const Rows<T> v = head_of<T>(args.v, batch, head), out = head_of<T>(args.out, batch, head);
+  const Rows<T> v = head_of<T>(args.v, batch, head);
   const Rows<T> grad_out = head_of<T>(args.grad_out, batch, head);
+  const Rows<A> out = head_of<A>(args.wide_out, batch, head);
+  const Scale<A> scale(shape.scale);
 
-  pack<T, A>(work.q, {q.row(i0), q.stride}, queries, d, queries, A(shape.scale));
+  pack<T, A>(work.q, {q.row(i0), q.stride}, queries, d, queries, scale.sign);
   pack<T, A>(work.o, {grad_out.row(i0), grad_out.stride}, queries, dv, queries, A(1));
   transpose<A>(work.qt, constant(work.q), queries, d);
   transpose<A>(work.ot, constant(work.o), queries, dv);
-  const A* lse = static_cast<const A*>(args.lse) + (batch * shape.H + head) * shape.N + i0;
+  const A* shift = row_numbers<A>(args.rows.shift, shape, batch, head, i0);
+  const A* sum = row_numbers<A>(args.rows.sum, shape, batch, head, i0);
   for (int64_t i = 0; i < vectors * lanes<A>(); ++i) {
     const bool live = i < queries;
-    work.delta[i] = live ? dot<T>(grad_out.row(i0 + i), out.row(i0 + i), dv) : A(0);
-    work.shift[i] = live ? lse[i] : A(0);
-    // A row without keys has lse = -inf, and P = 0.
-    if (work.shift[i] == A(-__builtin_inf())) work.shift[i] = A(__builtin_inf());
+    work.shift[i] = live ? shift[i] : A(0);
+    work.inverse[i] = live && sum[i] != 0 ? A(1) / sum[i] : A(0);
+    work.delta[i] = live ? dot<A>(work.o.row(i), out.row(i0 + i), dv) : A(0);
     work.factor[i] = A(shape.scale);
   }
   clear(work.dq, round_up(d, most(lanes<A>(), step)));
@@ -128,7 +132,7 @@ void query_block_step(const AttentionBackward& args, int64_t batch, int64_t head
     product<Left::rows, Into::fresh>(work.s, k_rows, constant(work.qt), keys, vectors, d);
     product<Left::rows, Into::fresh>(work.dp, v_rows, constant(work.ot), keys, vectors, dv);
     if (shape.is_causal) hide_future(work.s, i0, j0, keys, vectors, A(-__builtin_inf()));
-    softmax_backward_step(work, keys, vectors);
+    softmax_backward_step(work, scale.magnitude, keys, vectors);
     if (args.grad_q.data)
       product<Left::columns, Into::sum>(work.dq, k_rows, constant(work.dp), d, vectors, keys);
     if (args.grad_v.data) {
@@ -149,16 +153,16 @@ void query_block_step(const AttentionBackward& args, int64_t batch, int64_t head
   }
 }
 
-// to = Σ over chunks of rows [first, last) of their sums, `apart` elements from one to the next.
+// to = factor·Σ over chunks of rows [first, last) of their sums, which lie `apart` elements apart.
 template <class T, class A>
 void write_sums(Rows<T> to, Rows<A> sums, int64_t apart, int64_t chunks, int64_t first,
-                int64_t last, int64_t columns) {
+                int64_t last, int64_t columns, A factor) {
   constexpr int L = lanes<A>();
   for (int64_t j = first; j < last; ++j)
     for (int64_t c = 0; c < columns; c += L) {
       Vec<A> total = load(sums.row(j) + c);
       for (int64_t i = 1; i < chunks; ++i) total += load(sums.row(j) + c + i * apart);
-      store_part(to.row(j) + c, total, smaller(L, columns - c));
+      store_part(to.row(j) + c, total * factor, smaller(L, columns - c));
     }
 }
 
@@ -168,10 +172,10 @@ void write_key_gradients(const AttentionBackward& args, int64_t batch, int64_t h
                          int64_t last) {
   if (args.grad_k.data)
     write_sums<T, Acc<T>>(head_of<T>(args.grad_k, batch, head), sums.k, apart, chunks, first, last,
-                          args.shape.d);
+                          args.shape.d, Scale<Acc<T>>(args.shape.scale).magnitude);
   if (args.grad_v.data)
     write_sums<T, Acc<T>>(head_of<T>(args.grad_v, batch, head), sums.v, apart, chunks, first, last,
-                          args.shape.dv);
+                          args.shape.dv, Acc<T>(1));
 }
 
 int64_t chunks_a_head(int64_t heads, int64_t blocks) {

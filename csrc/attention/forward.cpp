@@ -1,8 +1,8 @@
-// Attention, forward: out = softmax(scale·q·kᵀ)·v and lse, by online softmax over blocks of keys.
+// Attention, forward: out = softmax(scale·q·kᵀ)·v by online softmax over blocks of keys.
 //
-// Layout: tiles.h. A task is one query block of one head. It packs scale·Qᵀ once, then for every
-// block of keys: Sᵀ = K·Qᵀ; the running maximum m, lane by lane; P = exp(S - m); the sums l and Oᵀ
-// shrink by exp(m_old - m); Oᵀ += Vᵀ·Pᵀ. At the end out = Oᵀ / l and lse = m + log l.
+// Layout: tiles.h. A task is one query block of one head. It packs Qᵀ once, then for every block of
+// keys: Sᵀ = K·Qᵀ; the running maximum m of scale·S, lane by lane; P = exp(scale·S - m); the sums l
+// and Oᵀ shrink by exp(m_old - m); Oᵀ += Vᵀ·Pᵀ. At the end out = Oᵀ / l; m and l are kept.
 // Tasks of a causal head run from the last, longest, block to the first.
 #include "../common/parallel.h"
 #include "tiles.h"
@@ -11,7 +11,7 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-constexpr int64_t key_block = 96;
+constexpr int64_t key_block = 64;
 constexpr double parallel_from = 2e5;  // products that pay for waking a second thread
 
 template <class A>
@@ -35,21 +35,23 @@ struct Workspace {
   }
 };
 
-// S becomes exp(S - m) with the new running maximum m; o and sum shrink to it.
+// S becomes exp(magnitude·S - m) with the new running maximum m; o and sum shrink to it.
 template <class A>
-void softmax_step(const Workspace<A>& work, int64_t keys, int64_t vectors, int64_t dv) {
+void softmax_step(const Workspace<A>& work, A magnitude, int64_t keys, int64_t vectors,
+                  int64_t dv) {
   constexpr int L = lanes<A>();
   for (int64_t w = 0; w < vectors; ++w) {
     A* s = work.s.data + w * L;
     const int64_t stride = work.s.stride;
+    Vec<A> largest = load(s);
+    for (int64_t j = 1; j < keys; ++j) largest = max(largest, load(s + j * stride));
     const Vec<A> old_top = load(work.top + w * L);
-    Vec<A> top = old_top;
-    for (int64_t j = 0; j < keys; ++j) top = max(top, load(s + j * stride));
+    const Vec<A> top = max(old_top, largest * magnitude);
     // All keys so far at -inf: any finite shift gives the zeros that are due.
     const Vec<A> shift = select(top == A(-__builtin_inf()), Vec<A>{}, top);
     Vec<A> sum{};
     for (int64_t j = 0; j < keys; ++j) {
-      const Vec<A> p = exp(load(s + j * stride) - shift);
+      const Vec<A> p = exp(load(s + j * stride) * magnitude - shift);
       store(s + j * stride, p);
       sum += p;
     }
@@ -73,7 +75,9 @@ void query_block_task(const AttentionForward& args, int64_t batch, int64_t head,
   const Rows<T> q = head_of<T>(args.q, batch, head), out = head_of<T>(args.out, batch, head);
   const Rows<T> k = head_of<T>(args.k, batch, head), v = head_of<T>(args.v, batch, head);
 
-  pack<T, A>(work.rows, {q.row(i0), q.stride}, queries, shape.d, queries, A(shape.scale));
+  const Scale<A> scale(shape.scale);
+
+  pack<T, A>(work.rows, {q.row(i0), q.stride}, queries, shape.d, queries, scale.sign);
   transpose<A>(work.q, {work.rows.data, work.rows.stride}, queries, shape.d);
   for (int64_t i = 0; i < vectors * lanes<A>(); ++i) {
     work.top[i] = A(-__builtin_inf());
@@ -88,18 +92,24 @@ void query_block_task(const AttentionForward& args, int64_t batch, int64_t head,
     const Rows<const A> k_rows = left_operand<T, A>({k.data, k.stride}, j0, keys, shape.d, work.k);
     product<Left::rows, Into::fresh>(work.s, k_rows, packed_q, keys, vectors, shape.d);
     if (shape.is_causal) hide_future(work.s, i0, j0, keys, vectors, A(-__builtin_inf()));
-    softmax_step(work, keys, vectors, shape.dv);
+    softmax_step(work, scale.magnitude, keys, vectors, shape.dv);
     const Rows<const A> v_rows = left_operand<T, A>({v.data, v.stride}, j0, keys, shape.dv, work.v);
     product<Left::columns, Into::sum>(work.o, v_rows, p, shape.dv, vectors, keys);
   }
 
-  A* lse = static_cast<A*>(args.lse) + (batch * shape.H + head) * shape.N + i0;
+  A* shift = row_numbers<A>(args.rows.shift, shape, batch, head, i0);
+  A* sum = row_numbers<A>(args.rows.sum, shape, batch, head, i0);
   for (int64_t i = 0; i < queries; ++i) {
+    shift[i] = work.top[i] == A(-__builtin_inf()) ? A(0) : work.top[i];
+    sum[i] = work.sum[i];
     work.factor[i] = work.sum[i] == 0 ? A(0) : A(1) / work.sum[i];
-    lse[i] = A(double(work.top[i]) + __builtin_log(double(work.sum[i])));
   }
-  unpack_transposed<T, A>({out.row(i0), out.stride}, {work.o.data, work.o.stride}, queries,
-                          shape.dv, work.factor);
+  const Rows<const A> o{work.o.data, work.o.stride};
+  unpack_transposed<T, A>({out.row(i0), out.stride}, o, queries, shape.dv, work.factor);
+  if (args.wide_out.data) {
+    const Rows<A> wide = head_of<A>(args.wide_out, batch, head);
+    unpack_transposed<A, A>({wide.row(i0), wide.stride}, o, queries, shape.dv, work.factor);
+  }
 }
 
 template <class T>

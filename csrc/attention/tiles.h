@@ -217,6 +217,30 @@ inline Rows<const A> left_operand(Rows<const T> head, int64_t first, int64_t cou
   return {scratch.data, scratch.stride};
 }
 
+// ---- Scale and softmax --------------------------------------------------------------------------
+
+// scale = sign · magnitude. The sign goes into the packed queries, which stays exact; the magnitude
+// multiplies S inside exp's argument, fused with the subtraction of the shift.
+template <class A>
+struct Scale {
+  A sign, magnitude;
+
+  explicit Scale(double scale)
+      : sign(A(scale) > 0   ? 1
+             : A(scale) < 0 ? -1
+                            : 0),
+        magnitude(A(scale) == 0  ? A(1)
+                  : A(scale) < 0 ? A(-scale)
+                                 : A(scale)) {}
+};
+
+// Where a row's numbers lie in a SoftmaxRows.
+template <class A>
+inline A* row_numbers(void* all, const AttentionShape& shape, int64_t batch, int64_t head,
+                      int64_t i0) {
+  return static_cast<A*>(all) + (batch * shape.H + head) * shape.N + i0;
+}
+
 // ---- Causal masks -------------------------------------------------------------------------------
 
 // Keys that a query block [i0, i0 + queries) can see.

@@ -63,7 +63,7 @@ def attention(q, k, v, *, is_causal=False, scale=None):
     if len(leading) != 2:
         q, k, v = (_four_dimensional(x) for x in (q, k, v))
     if torch.compiler.is_compiling() or not (is_plain(q) and is_plain(k) and is_plain(v)):
-        out, _ = torch.ops.genkern.attention(q, k, v, is_causal, scale)
+        out, *_ = torch.ops.genkern.attention(q, k, v, is_causal, scale)
     else:
         backend = backends.choose(OP, q, KERNELS)
         if backend == "reference":
@@ -132,14 +132,17 @@ def _record_reference_backward(_):
     backends.record(OP + ".backward", "reference", "the forward ran there")
 
 
+_NO_TRANSFORMS = (
+    f"{OP}: torch.func transforms (jvp, vmap, grad, …) and forward-mode differentiation are not "
+    f'supported by the kernels: run it, uncompiled, inside genkern.use_backend("reference")'
+)
+
+
 def _refuse_transforms(*tensors):
     """Kernels know nothing of tangents and batches that torch.func hides inside a tensor."""
     wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
     if wrapped or _has_tangent(tensors):
-        raise NotImplementedError(
-            f"{OP}: torch.func transforms (jvp, vmap, grad, …) and forward-mode differentiation "
-            f'are not supported by the kernels: run it inside genkern.use_backend("reference")'
-        )
+        raise NotImplementedError(_NO_TRANSFORMS)
 
 
 def _has_tangent(tensors):
@@ -151,19 +154,21 @@ def _has_tangent(tensors):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, is_causal, scale):
-        out, lse = _forward(q, k, v, is_causal, scale)
-        ctx.options = is_causal, scale
-        ctx.save_for_backward(q, k, v, out, lse)
+        keep = any(ctx.needs_input_grad)
+        out, wide_out, rows = _forward(q, k, v, is_causal, scale, keep)
+        if keep:
+            ctx.options = is_causal, scale
+            ctx.save_for_backward(q, k, v, out if wide_out is None else wide_out, rows)
         return out
 
     @staticmethod
     def backward(ctx, grad_out):
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, wide_out, rows = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_differentiable_backward(q, k, v, grad_out, *ctx.options), None, None
         backends.record(OP + ".backward", "cpu", "the forward ran there")
         wanted = ctx.needs_input_grad[:3]
-        return *_backward(grad_out, q, k, v, out, lse, *ctx.options, wanted), None, None
+        return *_backward(grad_out, q, k, v, wide_out, rows, *ctx.options, wanted), None, None
 
 
 def _differentiable_backward(q, k, v, grad_out, is_causal, scale):
@@ -176,23 +181,29 @@ def _differentiable_backward(q, k, v, grad_out, is_causal, scale):
 # ---- The kernels --------------------------------------------------------------------------------
 
 
-def _forward(q, k, v, is_causal, scale):
-    """(out [B, H, N, dv], lse [B, H, N])"""
+def _forward(q, k, v, is_causal, scale, keep=True):
+    """(out [B, H, N, dv], wide_out, rows [2, B, H, N]); the last two are for `_backward`.
+
+    wide_out: out in the arithmetic dtype; None where that is out's own, or without `keep`. rows: of
+    each row the shift of its softmax and the sum of its exponentials.
+    """
     q, k, v = _readable(q=q, k=k, v=v)
     out = _laid_out_like(q, v.shape[-1])
-    lse = _new_lse(q)
+    wide_out = _new_wide_out(q, v) if keep and ARITHMETIC[q.dtype] != q.dtype else None
+    rows = _new_rows(q)
     native.attention_forward(
         *_launch_arguments(q, v, scale, is_causal, k.shape[2]),
         _heads(q),
         _heads(k),
         _heads(v),
         _heads(out),
-        lse.data_ptr(),
+        *_row_addresses(rows),
+        _NOT_WANTED if wide_out is None else _heads(wide_out),
     )
-    return out, lse
+    return out, wide_out, rows
 
 
-def _backward(grad_out, q, k, v, out, lse, is_causal, scale, wanted=(True, True, True)):
+def _backward(grad_out, q, k, v, wide_out, rows, is_causal, scale, wanted=(True, True, True)):
     """[grad_q, grad_k, grad_v], None where not wanted."""
     q, k, v, grad_out = _readable(q=q, k=k, v=v, grad_out=grad_out)
     grads = [
@@ -204,9 +215,9 @@ def _backward(grad_out, q, k, v, out, lse, is_causal, scale, wanted=(True, True,
         _heads(q),
         _heads(k),
         _heads(v),
-        _heads(out),
+        _heads(wide_out),
         _heads(grad_out),
-        lse.data_ptr(),
+        *_row_addresses(rows),
         *(_NOT_WANTED if grad is None else _heads(grad) for grad in grads),
     )
     return grads
@@ -232,8 +243,17 @@ def _laid_out_like(x, last):
     return result.permute(*(order.index(i) for i in range(3)), 3)
 
 
-def _new_lse(q):
-    return q.new_empty(q.shape[:3], dtype=ARITHMETIC.get(q.dtype, q.dtype))
+def _new_wide_out(q, v):
+    return q.new_empty((*q.shape[:3], v.shape[3]), dtype=ARITHMETIC.get(q.dtype, q.dtype))
+
+
+def _new_rows(q):
+    return q.new_empty((2, *q.shape[:3]), dtype=ARITHMETIC.get(q.dtype, q.dtype))
+
+
+def _row_addresses(rows):
+    shift, total = rows
+    return shift.data_ptr(), total.data_ptr()
 
 
 def _launch_arguments(q, v, scale, is_causal, keys):
@@ -248,20 +268,77 @@ def _heads(x):
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
 
 
-@torch.library.custom_op("genkern::attention", mutates_args=())
-def _library_op(
-    q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+# Written out, where `custom_op` and `register_autograd` would be shorter: those drop tangents in
+# silence, and this op must refuse them.
+torch.library.define(
+    "genkern::attention",
+    "(Tensor q, Tensor k, Tensor v, bool is_causal, float scale)"
+    " -> (Tensor out, Tensor wide_out, Tensor rows)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl("genkern::attention", "CompositeExplicitAutograd")
+def _library_forward(q, k, v, is_causal, scale):
     if backends.choose(OP, q, KERNELS) == "cpu":
-        return _forward(q, k, v, is_causal, scale)
-    out = _laid_out_like(q, v.shape[-1]).copy_(reference.attention(q, k, v, is_causal, scale))
-    lse = reference.logsumexp(q, k, is_causal, scale)
-    return out, lse
+        out, wide_out, rows = _forward(q, k, v, is_causal, scale)
+        return out, _nothing(q) if wide_out is None else wide_out, rows
+    # Everything that the kernels would keep, because they may yet be asked for the backward.
+    result = reference.attention(q, k, v, is_causal, scale, rounded=False)
+    out = _laid_out_like(q, v.shape[-1]).copy_(result)
+    wide_out = _nothing(q) if result.dtype == q.dtype else result.contiguous()
+    return out, wide_out, reference.softmax_rows(q, k, is_causal, scale)
 
 
-@_library_op.register_fake
+@torch.library.register_fake("genkern::attention")
 def _(q, k, v, is_causal, scale):
-    return _laid_out_like(q, v.shape[-1]), _new_lse(q)
+    is_wide = ARITHMETIC.get(q.dtype, q.dtype) == q.dtype
+    wide_out = _nothing(q) if is_wide else _new_wide_out(q, v)
+    return _laid_out_like(q, v.shape[-1]), wide_out, _new_rows(q)
+
+
+def _nothing(q):
+    return q.new_empty(0)
+
+
+@torch.library.register_vmap("genkern::attention")
+def _(info, in_dims, *_):
+    raise NotImplementedError(_NO_TRANSFORMS)
+
+
+@torch.library.impl("genkern::attention", "Autograd")
+def _library_op(q, k, v, is_causal, scale):
+    if _has_tangent((q, k, v)):
+        raise NotImplementedError(_NO_TRANSFORMS)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _LibraryAttention.apply(q, k, v, is_causal, scale)
+    return _below_autograd(q, k, v, is_causal, scale)
+
+
+def _below_autograd(*args):
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.genkern.attention(*args)
+
+
+class _LibraryAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, is_causal, scale):
+        out, wide_out, rows = _below_autograd(q, k, v, is_causal, scale)
+        ctx.options = is_causal, scale
+        ctx.save_for_backward(q, k, v, wide_out if q.element_size() < 4 else out, rows)
+        ctx.mark_non_differentiable(wide_out, rows)
+        return out, wide_out, rows
+
+    @staticmethod
+    def backward(ctx, grad_out, *_):
+        q, k, v, wide_out, rows = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = _differentiable_backward(q, k, v, grad_out, *ctx.options)
+        else:
+            grads = torch.ops.genkern.attention_backward(
+                grad_out, q, k, v, wide_out, rows, *ctx.options
+            )
+        return *grads, None, None
 
 
 @torch.library.custom_op("genkern::attention_backward", mutates_args=())
@@ -270,13 +347,13 @@ def _library_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
-    lse: Tensor,
+    wide_out: Tensor,
+    rows: Tensor,
     is_causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backends.choose(OP + ".backward", q, KERNELS) == "cpu":
-        return tuple(_backward(grad_out, q, k, v, out, lse, is_causal, scale))
+        return tuple(_backward(grad_out, q, k, v, wide_out, rows, is_causal, scale))
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
         result = reference.attention(*inputs, is_causal, scale)
@@ -287,23 +364,5 @@ def _library_backward(
 
 
 @_library_backward.register_fake
-def _(grad_out, q, k, v, out, lse, is_causal, scale):
+def _(grad_out, q, k, v, wide_out, rows, is_causal, scale):
     return tuple(_laid_out_like(x, x.shape[-1]) for x in (q, k, v))
-
-
-def _setup_context(ctx, inputs, output):
-    q, k, v, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _library_autograd(ctx, grad_out, _):
-    q, k, v, out, lse = ctx.saved_tensors
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        grads = _differentiable_backward(q, k, v, grad_out, *ctx.options)
-    else:
-        grads = torch.ops.genkern.attention_backward(grad_out, q, k, v, out, lse, *ctx.options)
-    return *grads, None, None
-
-
-_library_op.register_autograd(_library_autograd, setup_context=_setup_context)

@@ -3,26 +3,32 @@
 import torch
 
 
-def attention(q, k, v, is_causal=False, scale=1.0):
+def attention(q, k, v, is_causal=False, scale=1.0, rounded=True):
     """softmax(scale·q·kᵀ)·v over the allowed keys; zeros where a row has none.
 
     q [..., N, d], k [..., M, d], v [..., M, dv] -> [..., N, dv]. Causal: query i sees keys j ≤ i.
-    Half precision is computed in fp32 and rounded once. The N×M matrix is stored.
+    Half precision is computed in fp32 and rounded once, or not at all. The N×M matrix is stored.
     """
+    out = _logits(q, k, is_causal, scale).softmax(-1) @ _wide(v)
+    return out.to(q.dtype) if rounded else out
+
+
+def softmax_rows(q, k, is_causal=False, scale=1.0):
+    """[2, ..., N]: the shift m = max S of each row, and Σ exp(S - m); zeros where a row has no key.
+    log Σ exp S = m + log of that sum."""
+    logits = _logits(q, k, is_causal, scale)
+    if logits.shape[-1] == 0:
+        return logits.new_zeros((2, *logits.shape[:-1]))
+    shift = logits.amax(-1)
+    return torch.stack([shift, (logits - shift[..., None]).exp().sum(-1)])
+
+
+def _logits(q, k, is_causal, scale):
     logits = scale * (_wide(q) @ _wide(k).transpose(-2, -1))
     if is_causal:
         seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
         logits = logits.masked_fill(~seen, -torch.inf)
-    return (logits.softmax(-1) @ _wide(v)).to(q.dtype)
-
-
-def logsumexp(q, k, is_causal=False, scale=1.0):
-    """log Σ exp(scale·q·kᵀ) over the allowed keys, [..., N]; -inf where a row has none."""
-    logits = scale * (_wide(q) @ _wide(k).transpose(-2, -1))
-    if is_causal:
-        seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        logits = logits.masked_fill(~seen, -torch.inf)
-    return logits.logsumexp(-1)
+    return logits
 
 
 def _wide(x):
