@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from genkern.ops._tensors import is_plain
+from genkern.ops.spectral_norm.blocks import Blocks
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
 
 WARM_UP = 15
@@ -190,6 +191,7 @@ class WholeModel:
     def __init__(self, layers, name):
         self.layers = layers
         self.name = name
+        self.blocks = Blocks()
 
     def before(self, root, args):
         # The replicas of DataParallel are not the modules known here; under a compiler each layer
@@ -208,6 +210,7 @@ class WholeModel:
                 n_power_iterations=iterations,
                 eps=parametrizations[0].eps,
                 update=any(iterations),
+                allocate=self.blocks.empty_like,
             ).weights
             pairs = zip(weights, normalized, strict=True)
             results.update(zip(parametrizations, pairs, strict=True))

@@ -62,13 +62,15 @@ def spectral_norm(
     eps=1e-12,
     order="u_first",
     update=False,
+    allocate=None,
 ):
     """Normalises all weights in one call; gives `Normalized`.
 
     weights: tensors of 2 or more dimensions, one dtype and device. us, vs: `[rows]` and `[cols]` of
     each, in the weights' dtype or in that of the arithmetic. dims: which dimension of each is its
     rows. n_power_iterations: a number, or one for each weight. update: also write the new vectors
-    into `us` and `vs`.
+    into `us` and `vs`. allocate: where memory for the weights and, later, their gradients
+    comes from, by default torch.empty_like.
     """
     count = len(weights)
     if isinstance(n_power_iterations, int):
@@ -77,7 +79,9 @@ def spectral_norm(
     _check(weights, us, vs, settings)
     plain = not torch.compiler.is_compiling()
     if plain and all(is_plain(x) for xs in (weights, us, vs) for x in xs):
-        *normalized, sigma, state = _SpectralNorm.apply(settings, us, vs, update, *weights)
+        *normalized, sigma, state = _SpectralNorm.apply(
+            settings, us, vs, update, allocate, *weights
+        )
         return Normalized(normalized, sigma, state)
     result = Normalized(*torch.ops.genkern.spectral_norm(weights, us, vs, *settings))
     if update:
@@ -161,11 +165,11 @@ def _check_vector(name, vector, length, weight):
 
 class _SpectralNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, settings, us, vs, update, *weights):
+    def forward(ctx, settings, us, vs, update, allocate, *weights):
         backend = backends.choose(OP, weights[0], KERNELS)
         weights = [materialized(OP, "a weight", w) for w in weights]
-        normalized, sigma, state = _forward(backend, weights, us, vs, settings, update)
-        ctx.backend, ctx.settings = backend, settings
+        normalized, sigma, state = _forward(backend, weights, us, vs, settings, update, allocate)
+        ctx.backend, ctx.settings, ctx.allocate = backend, settings, allocate
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*normalized, sigma, state)
         ctx.mark_non_differentiable(state)
@@ -175,25 +179,22 @@ class _SpectralNorm(torch.autograd.Function):
     def backward(ctx, *grads):
         *normalized, sigma, state = ctx.saved_tensors
         *grad_normalized, grad_sigma, _ = grads
-        wanted = ctx.needs_input_grad[4:]
+        backend, reason = ctx.backend, "where the forward ran"
         if torch.is_grad_enabled():
-            backends.record(OP + ".backward", "reference", "create_graph: plain torch operations")
-            backend = "reference"
-        else:
-            backends.record(OP + ".backward", ctx.backend, "where the forward ran")
-            backend = ctx.backend
-        return (
-            None,
-            None,
-            None,
-            None,
-            *_backward(
-                backend, grad_normalized, grad_sigma, normalized, sigma, state, ctx.settings, wanted
-            ),
+            backend, reason = "reference", "create_graph: plain torch operations"
+        backends.record(OP + ".backward", backend, reason)
+        gradients = _backward(
+            backend,
+            (grad_normalized, grad_sigma),
+            Normalized(normalized, sigma, state),
+            ctx.settings.dims,
+            ctx.needs_input_grad[5:],
+            ctx.allocate,
         )
+        return None, None, None, None, None, *gradients
 
 
-def _forward(backend, weights, us, vs, settings, update):
+def _forward(backend, weights, us, vs, settings, update, allocate=None):
     """(list of Ŵ, σ, state)"""
     if backend == "reference":
         normalized, sigma, new_us, new_vs = reference.spectral_norm(weights, us, vs, *settings)
@@ -209,7 +210,8 @@ def _forward(backend, weights, us, vs, settings, update):
     writable = update and all(x.is_contiguous() and not x.is_neg() for xs in (us, vs) for x in xs)
     stored = [[_dense("a vector", x) for x in xs] for xs in (us, vs)]
     sources = [_dense("a weight", w) for w in weights]
-    normalized = [torch.empty_like(source) for source in sources]
+    allocate = allocate or torch.empty_like
+    normalized = [allocate(source) for source in sources]
     items, at, size = [], state.data_ptr(), state.element_size()
     for i, (weight, u, v) in enumerate(zip(sources, *stored, strict=True)):
         rows, cols = u.numel(), v.numel()
@@ -244,12 +246,13 @@ def _forward(backend, weights, us, vs, settings, update):
     return [_restore(n, w) for n, w in zip(normalized, weights, strict=True)], sigma, state
 
 
-def _backward(backend, grad_normalized, grad_sigma, normalized, sigma, state, settings, wanted):
+def _backward(backend, cotangents, saved, dims, wanted, allocate=None):
     """A gradient for each weight; None where it is not wanted or zero."""
-    gradients, at = [None] * len(normalized), 0
-    present = []
+    grad_normalized, grad_sigma = cotangents
+    normalized, sigma, state = saved
+    gradients, present, at = [None] * len(normalized), [], 0
     for i, weight in enumerate(normalized):
-        outer, rows, inner = sizes = matrix_sizes(weight.shape, settings.dims[i])
+        outer, rows, inner = sizes = matrix_sizes(weight.shape, dims[i])
         if wanted[i] and not (grad_normalized[i] is None and grad_sigma is None):
             present.append((i, sizes, at))
         at += rows + outer * inner
@@ -262,15 +265,16 @@ def _backward(backend, grad_normalized, grad_sigma, normalized, sigma, state, se
                 sigma[i],
                 state[at : at + rows],
                 state[at + rows : at + rows + outer * inner],
-                settings.dims[i],
+                dims[i],
             )
         return gradients
     grad_sigma = None if grad_sigma is None else _dense("grad_sigma", grad_sigma)
+    allocate = allocate or torch.empty_like
     items, kept, size = [], [], state.element_size()
     for i, sizes, at in present:
         weight = _dense("normalized", normalized[i])
         grad = None if grad_normalized[i] is None else _dense("a gradient", grad_normalized[i])
-        gradients[i] = torch.empty_like(weight)
+        gradients[i] = allocate(weight)
         kept += (weight, grad)  # alive until the kernel has run
         items.append(
             (
@@ -345,11 +349,8 @@ def _library_backward(
     dims: list[int],
 ) -> list[Tensor]:
     backend = backends.choose(OP + ".backward", sigma, KERNELS)
-    settings = Settings(tuple(dims), None, None, None)
-    wanted = [True] * len(normalized)
-    return _backward(
-        backend, grad_normalized, grad_sigma, normalized, sigma, state, settings, wanted
-    )
+    saved = Normalized(normalized, sigma, state)
+    return _backward(backend, (grad_normalized, grad_sigma), saved, dims, [True] * len(normalized))
 
 
 @_library_backward.register_fake
@@ -359,7 +360,7 @@ def _(grad_normalized, grad_sigma, normalized, sigma, state, dims):
 
 def _setup_context(ctx, inputs, output):
     normalized, sigma, state = output
-    ctx.settings = Settings(tuple(inputs[3]), *inputs[4:])
+    ctx.dims = inputs[3]
     ctx.save_for_backward(*normalized, sigma, state)
     ctx.mark_non_differentiable(state)
 
@@ -368,17 +369,16 @@ def _library_autograd(ctx, grad_normalized, grad_sigma, _):
     *normalized, sigma, state = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         backends.record(OP + ".backward", "reference", "create_graph: plain torch operations")
-        wanted = [True] * len(normalized)
-        grads = _backward(
-            "reference", grad_normalized, grad_sigma, normalized, sigma, state, ctx.settings, wanted
-        )
+        saved = Normalized(normalized, sigma, state)
+        cotangents = grad_normalized, grad_sigma
+        grads = _backward("reference", cotangents, saved, ctx.dims, [True] * len(normalized))
     else:
         grad_normalized = [
             torch.zeros_like(w) if g is None else g
             for g, w in zip(grad_normalized, normalized, strict=True)
         ]
         grads = torch.ops.genkern.spectral_norm_backward(
-            grad_normalized, grad_sigma, normalized, sigma, state, list(ctx.settings.dims)
+            grad_normalized, grad_sigma, normalized, sigma, state, ctx.dims
         )
     none = [None] * len(normalized)
     return grads, none, none, None, None, None, None

@@ -1,0 +1,61 @@
+"""Memory for a model's normalised weights and their gradients, used again step after step.
+
+Fresh memory costs more than the kernels do: the system zeroes it page by page on the first write
+(11 M weights: 4 ms into used memory, 13 ms and more into fresh). The outputs of one training step
+die before the next one needs the same sizes, so a model keeps their blocks. A block is lent again
+only when no storage holds it any more, which its memoryview's life tells: the storage owns the only
+reference to it. So whatever autograd, the user or numpy still hold stays untouched.
+"""
+
+import mmap
+import threading
+import weakref
+
+import torch
+
+LEAST_BYTES = 128 << 10  # smaller tensors come from torch's allocator, which keeps such memory
+
+
+class Blocks:
+    """The blocks of one model; they live as long as it does. Copies and pickles are empty."""
+
+    def __init__(self):
+        self._by_size = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return Blocks, ()
+
+    def empty_like(self, dense):
+        """torch.empty_like(dense), for a non-overlapping and dense CPU tensor."""
+        size = dense.numel() * dense.element_size()
+        if size < LEAST_BYTES:
+            return torch.empty_like(dense)
+        with self._lock:
+            blocks = self._by_size.setdefault(size, [])
+            block = next((block for block in blocks if block.is_free()), None)
+            if block is None:
+                block = _Block(size)
+                blocks.append(block)
+            storage = block.lend()
+        # Not a view: this tensor has the storage and a version of its own.
+        return dense.new_empty(0).set_(storage, 0, dense.shape, dense.stride())
+
+
+class _Block:
+    def __init__(self, size):
+        if hasattr(mmap, "MAP_PRIVATE"):
+            # A forked child gets its own copy.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            self._memory = mmap.mmap(-1, size, flags=flags)
+        else:
+            self._memory = mmap.mmap(-1, size)
+        self._lent = None
+
+    def is_free(self):
+        return self._lent is None or self._lent() is None
+
+    def lend(self):
+        view = memoryview(self._memory)
+        self._lent = weakref.ref(view)
+        return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
