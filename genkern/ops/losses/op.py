@@ -8,7 +8,6 @@ autograd.Function straight onto the binding; torch.compile and export see the li
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from genkern import backend as backends
 from genkern._native import native
@@ -240,10 +239,15 @@ def _form(phi, paired, numbers):
     return Form(phi, Side(*numbers[:3]), Side(*numbers[3:]), paired)
 
 
-@torch.library.custom_op("genkern::adversarial_loss", mutates_args=())
-def _library_op(
-    real: Tensor | None, fake: Tensor, phi: str, paired: bool, numbers: list[float]
-) -> tuple[Tensor, Tensor]:
+FORM_SCHEMA = "str phi, bool paired, float[] numbers"
+
+
+@torch.library.custom_op(
+    "genkern::adversarial_loss",
+    mutates_args=(),
+    schema=f"(Tensor? real, Tensor fake, {FORM_SCHEMA}) -> (Tensor, Tensor)",
+)
+def _library_op(real, fake, phi, paired, numbers):
     backend = backends.choose(OP, fake, KERNELS)
     form = _form(phi, paired, numbers)
     return _forward(backend, form, _dense("real", real), _dense("fake", fake), True)
@@ -255,15 +259,12 @@ def _(real, fake, phi, paired, numbers):
     return fake.new_empty((), dtype=dtype), fake.new_empty(4, dtype=dtype)
 
 
-@torch.library.custom_op("genkern::adversarial_loss_backward", mutates_args=())
-def _library_backward(
-    grad_loss: Tensor,
-    real: Tensor | None,
-    fake: Tensor,
-    phi: str,
-    paired: bool,
-    numbers: list[float],
-) -> list[Tensor]:
+@torch.library.custom_op(
+    "genkern::adversarial_loss_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_loss, Tensor? real, Tensor fake, {FORM_SCHEMA}) -> Tensor[]",
+)
+def _library_backward(grad_loss, real, fake, phi, paired, numbers):
     backend = backends.choose(BACKWARD, fake, KERNELS)
     form = _form(phi, paired, numbers)
     real, fake = _dense("real", real), _dense("fake", fake)
