@@ -42,6 +42,7 @@ template <class A>
 struct Workspace {
   Rows<A> q, o;    // Q and dO as they lie in the tensors
   Rows<A> qt, ot;  // and transposed
+  Rows<A> out_t;
   Rows<A> s, dp, dq;
   Rows<A> k, v;
   A *shift, *inverse, *delta, *factor;  // inverse: 1 / sum
@@ -52,6 +53,7 @@ struct Workspace {
     o = carve.rows<A>(width, round_up(shape.dv, L));
     qt = carve.rows<A>(round_up(shape.d, L), width);
     ot = carve.rows<A>(round_up(shape.dv, L), width);
+    out_t = carve.rows<A>(round_up(shape.dv, L), width);
     s = carve.rows<A>(key_block, width);
     dp = carve.rows<A>(key_block, width);
     dq = carve.rows<A>(round_up(shape.d, most(L, step)), width);
@@ -69,14 +71,17 @@ Rows<const A> constant(Rows<A> rows) {
   return {rows.data, rows.stride};
 }
 
+// δ, summed in the very order of dP's product: where P is 1 at one key, out is that key's value,
+// and dP - δ must come out as exactly zero.
 template <class A>
-A dot(const A* a, const A* b, int64_t n) {
+void row_deltas(const Workspace<A>& work, int64_t vectors, int64_t dv) {
   constexpr int L = lanes<A>();
-  Vec<A> total{};
-  int64_t i = 0;
-  for (; i + L <= n; i += L) total += load(a + i) * load(b + i);
-  if (i < n) total += load_part(a + i, n - i) * load_part(b + i, n - i);
-  return sum(total);
+  for (int64_t w = 0; w < vectors; ++w) {
+    Vec<A> delta{};
+    for (int64_t e = 0; e < dv; ++e)
+      delta += load(work.ot.row(e) + w * L) * load(work.out_t.row(e) + w * L);
+    store(work.delta + w * L, delta);
+  }
 }
 
 // S becomes P, dP becomes dS.
@@ -110,6 +115,8 @@ void query_block_step(const AttentionBackward& args, int64_t batch, int64_t head
   const Scale<A> scale(shape.scale);
 
   pack<T, A>(work.q, {q.row(i0), q.stride}, queries, d, queries, scale.sign);
+  pack<A, A>(work.o, {out.row(i0), out.stride}, queries, dv, queries, A(1));
+  transpose<A>(work.out_t, constant(work.o), queries, dv);
   pack<T, A>(work.o, {grad_out.row(i0), grad_out.stride}, queries, dv, queries, A(1));
   transpose<A>(work.qt, constant(work.q), queries, d);
   transpose<A>(work.ot, constant(work.o), queries, dv);
@@ -119,9 +126,9 @@ void query_block_step(const AttentionBackward& args, int64_t batch, int64_t head
     const bool live = i < queries;
     work.shift[i] = live ? shift[i] : A(0);
     work.inverse[i] = live && sum[i] != 0 ? A(1) / sum[i] : A(0);
-    work.delta[i] = live ? dot<A>(work.o.row(i), out.row(i0 + i), dv) : A(0);
     work.factor[i] = A(shape.scale);
   }
+  row_deltas(work, vectors, dv);
   clear(work.dq, round_up(d, most(lanes<A>(), step)));
 
   const int64_t visible = visible_keys(shape, i0, queries);

@@ -54,11 +54,11 @@ def attention(q, k, v, *, is_causal=False, scale=None):
     Source: Vaswani et al. 2017, eq. 1; online softmax: Milakov & Gimelshein 2018; recomputation
     in the backward: Dao et al. 2022 (FlashAttention).
     """
+    q, k, v = _autocast(q, k, v)
     check_floating(OP, q=q, k=k, v=v)
     _check_shapes(q, k, v)
     scale = _checked_scale(scale, q.shape[-1])
     is_causal = bool(is_causal)
-    q, k, v = _autocast(q, k, v)
     leading = q.shape[:-2]
     if len(leading) != 2:
         q, k, v = (_four_dimensional(x) for x in (q, k, v))
@@ -108,11 +108,15 @@ def _checked_scale(scale, features):
 
 
 def _autocast(*tensors):
-    device = tensors[0].device.type
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+    return tuple(x.to(dtype) if _is_cast_by_autocast(x) else x for x in tensors)
+
+
+def _is_cast_by_autocast(x):
+    return isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
 
 
 def _four_dimensional(x):
