@@ -41,7 +41,7 @@ class GANTask:
     def __init__(self, config: dict) -> None:
         self.config = config
         _check(config)
-        self.data = load_images(config["data"], config["size"], config["seed"])
+        self.data = load_images(config["data"], config["size"])
         self.summary, self.items = self.data.summary, len(self.data.train)
         config["size"], config["channels"] = self.data.train.shape[3], self.data.train.shape[1]
         config["classes"] = self.data.classes
@@ -52,16 +52,17 @@ class GANTask:
 
     def make_trainer(self) -> GANTrainer:
         config = self.config
-        like = {"device": config["device"], "dtype": getattr(torch, config["dtype"])}
+        dtype = getattr(torch, config["dtype"])
         discriminator = Discriminator(
             config["size"],
             len(config["classes"]),
             channels=config["channels"],
             width=config["width"],
+            dtype=dtype,
         )
         return GANTrainer(
-            make_generator(config).to(**like),
-            discriminator.to(**like),
+            make_generator(config).to(config["device"], dtype),
+            discriminator.to(config["device"]),
             loss=config["loss"],
             r1=config["r1"],
             ema=config["ema"],

@@ -37,7 +37,8 @@ class GANTrainer:
         loss: a name for `genkern.losses.get`, or such a loss.
         r1: gamma of the R1 penalty, gamma/2 · mean over images of Σ (∂D/∂image)²; 0 for none.
         ema: decay of the average of G, see `averaged`.
-        lr_G, lr_D, betas: of Adam, unless `opt_G` and `opt_D` are given.
+        lr_G, lr_D, betas, eps: of Adam, unless `opt_G` and `opt_D` are given. BigGAN's eps: with
+            1e-8, Adam takes full steps along gradients that are nothing but rounding noise.
         z_dim: length of the noise; G.z_dim by default.
 
     The noise comes from torch's global generator. Raises ValueError, naming the argument, for a
@@ -55,6 +56,7 @@ class GANTrainer:
         lr_G: float = 1e-3,
         lr_D: float = 2e-3,
         betas=(0.0, 0.9),
+        eps: float = 1e-6,
         opt_G=None,
         opt_D=None,
         z_dim: int | None = None,
@@ -67,8 +69,8 @@ class GANTrainer:
         self.G, self.D, self.r1, self.z_dim = G, D, r1, z_dim
         self.loss = losses.get(loss) if isinstance(loss, str) else loss
         self.ema = averaged(G, ema)
-        self.opt_G = opt_G or torch.optim.Adam(_trainable(G), lr_G, betas)
-        self.opt_D = opt_D or torch.optim.Adam(_trainable(D), lr_D, betas)
+        self.opt_G = opt_G or torch.optim.Adam(_trainable(G), lr_G, betas, eps)
+        self.opt_D = opt_D or torch.optim.Adam(_trainable(D), lr_D, betas, eps)
         self.steps = 0
 
     def step(self, real: Tensor, labels: Tensor | None = None) -> GANStep:

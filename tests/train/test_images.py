@@ -29,7 +29,7 @@ def everything(data):
 
 
 def test_a_folder(folder):
-    data = load_images(str(folder), 16, seed=0)
+    data = load_images(str(folder), 16)
     assert data.classes == ["cats", "dogs"]
     assert data.train.shape == (8, 3, 16, 16) and data.held_out.shape == (2, 3, 16, 16)
     assert data.train_labels.tolist() == [0] * 4 + [1] * 4
@@ -52,7 +52,7 @@ def test_broken_files_and_duplicates_are_skipped_and_counted(folder):
     Image.open(folder / "dogs" / "1.png").save(folder / "cats" / "same.bmp")
     (folder / "cats" / "notes.txt").write_text("not an image's name: not looked at")
     (folder / ".hidden").mkdir()
-    data = load_images(str(folder), 16, seed=0)
+    data = load_images(str(folder), 16)
     assert len(everything(data)) == 10
     assert "skipped 3 broken files (cats/empty.png, cats/text.jpg, dogs/cut.png)" in data.summary
     assert "2 exact duplicates" in data.summary
@@ -62,7 +62,7 @@ def test_pixels_keep_their_values(tmp_path):
     (tmp_path / "a").mkdir()
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     Image.fromarray(pixels).save(tmp_path / "a" / "x.png")
-    data = load_images(str(tmp_path), 8, seed=0)
+    data = load_images(str(tmp_path), 8)
     assert data.train.shape == (1, 1, 8, 8)
     torch.testing.assert_close(data.train[0, 0], torch.from_numpy(pixels) / 127.5 - 1)
 
@@ -76,7 +76,7 @@ def test_modes_and_shapes(tmp_path):
     deep = np.full((20, 20), 0x8000, np.uint16)
     Image.fromarray(deep).save(tmp_path / "a" / "deep.png")
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "a" / "clear.png")
-    images = everything(load_images(str(tmp_path), 24, seed=0))
+    images = everything(load_images(str(tmp_path), 24))
     assert images.shape == (5, 3, 24, 24)
     means = images.mean((1, 2, 3)).tolist()
     assert any(mean == 1.0 for mean in means)
@@ -87,12 +87,12 @@ def test_all_grey_images_get_one_channel(tmp_path):
     (tmp_path / "a").mkdir()
     for i in range(3):
         noise(i, channels=1).convert("RGB").save(tmp_path / "a" / f"{i}.png")
-    data = load_images(str(tmp_path), 8, seed=0)
+    data = load_images(str(tmp_path), 8)
     assert data.train.shape[1] == 1 and "3 grey images of 1 classes" in data.summary
 
 
 def test_nothing_is_in_both_parts():
-    data = load_images(None, None, seed=0)
+    data = load_images(None, None)
     kept = {image.numpy().tobytes() for image in data.train}
     assert len(data.train) + len(data.held_out) == 1797
     assert not kept & {image.numpy().tobytes() for image in data.held_out}
@@ -102,9 +102,9 @@ def test_nothing_is_in_both_parts():
 
 def test_bad_folders(tmp_path):
     with pytest.raises(TrainError, match=r"--data .*nowhere is not a folder"):
-        load_images(str(tmp_path / "nowhere"), 8, 0)
+        load_images(str(tmp_path / "nowhere"), 8)
     noise(0).save(tmp_path / "loose.png")
     with pytest.raises(TrainError, match="no readable image in its subfolders"):
-        load_images(str(tmp_path), 8, 0)
+        load_images(str(tmp_path), 8)
     with pytest.raises(TrainError, match="digits have 8×8 pixels: --size 16 needs --data"):
-        load_images(None, 16, 0)
+        load_images(None, 16)

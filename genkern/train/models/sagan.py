@@ -3,6 +3,10 @@
 An image of `size` is halved until 4 to 7 pixels are left: 8 gives one stage, 64 gives four.
 `width` channels at full size double with every halving, up to 8·width. Self-attention sits at half
 the image's size (at full size for 8×8), in the generator and in the discriminator.
+
+SiLU instead of ReLU: at a kink, rounding alone turns a gradient on or off, and within ten steps two
+exact implementations of one op train visibly different models. Smooth, they stay together (and so
+do their second derivatives, which R1 takes).
 """
 
 import torch
@@ -41,16 +45,19 @@ class Generator(nn.Module):
         x = self.project(condition).unflatten(1, (-1, self.base, self.base))
         for block in self.blocks:
             x = block(x, condition)
-        return torch.tanh(self.to_image(F.relu(self.norm(x))))
+        return torch.tanh(self.to_image(F.silu(self.norm(x))))
 
 
 class Discriminator(nn.Module):
     """D(x, y): images [B, C, size, size] and labels y [B] to logits [B].
 
     Every weight is spectrally normalised, all of them in one call a forward; the label enters as a
-    projection (Miyato & Koyama 2018)."""
+    projection (Miyato & Koyama 2018). `dtype` is that of the weights from the start: u and v are
+    first found in it."""
 
-    def __init__(self, size: int, classes: int, *, channels=1, width=32) -> None:
+    def __init__(
+        self, size: int, classes: int, *, channels=1, width=32, dtype=torch.float32
+    ) -> None:
         super().__init__()
         sizes, widths = _stages(size, width)
         first = DiscriminatorBlock(channels, width, from_image=True)
@@ -64,30 +71,33 @@ class Discriminator(nn.Module):
         self.logit = nn.Linear(widths[-1], 1)
         self.label = nn.Embedding(classes, widths[-1])
         _orthogonal(self)
-        genkern.spectral_norm(self, recurse=True)
+        genkern.spectral_norm(self.to(dtype), recurse=True)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        features = F.relu(x).sum((2, 3))
+        features = F.silu(x).sum((2, 3))
         return self.logit(features).squeeze(1) + (features * self.label(y)).sum(1)
 
 
 class GeneratorBlock(nn.Module):
-    """Doubles the image: two convolutions, each after a conditional normalisation, and a skip."""
+    """Doubles the image: two convolutions, each after a conditional normalisation, and a skip.
+
+    No biases: the next normalisation takes them out again, and their gradients would be rounding
+    noise, which Adam turns into steps of full size."""
 
     def __init__(self, wide, narrow, condition):
         super().__init__()
         self.norm1 = ConditionalNorm(wide, condition)
-        self.conv1 = nn.Conv2d(wide, narrow, 3, padding=1)
+        self.conv1 = nn.Conv2d(wide, narrow, 3, padding=1, bias=False)
         self.norm2 = ConditionalNorm(narrow, condition)
-        self.conv2 = nn.Conv2d(narrow, narrow, 3, padding=1)
-        self.skip = nn.Conv2d(wide, narrow, 1)
+        self.conv2 = nn.Conv2d(narrow, narrow, 3, padding=1, bias=False)
+        self.skip = nn.Conv2d(wide, narrow, 1, bias=False)
         self.attention = nn.Identity()
 
     def forward(self, x, condition):
-        y = self.conv1(_double(F.relu(self.norm1(x, condition))))
-        y = self.conv2(F.relu(self.norm2(y, condition)))
+        y = self.conv1(_double(F.silu(self.norm1(x, condition))))
+        y = self.conv2(F.silu(self.norm2(y, condition)))
         return self.attention(y + _double(self.skip(x)))
 
 
@@ -103,7 +113,7 @@ class DiscriminatorBlock(nn.Module):
         self.attention = nn.Identity()
 
     def forward(self, x):
-        y = self.conv2(F.relu(self.conv1(x if self.from_image else F.relu(x))))
+        y = self.conv2(F.silu(self.conv1(x if self.from_image else F.silu(x))))
         if self.halve:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         return self.attention(y + self.skip(x))
