@@ -10,8 +10,6 @@ plain torch operations on the saved outputs Ŵ and σ, which are part of the gra
 differentiable output for their sake.
 """
 
-import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,24 +20,14 @@ from genkern._native import native
 from genkern.ops._tensors import (
     ARITHMETIC,
     DTYPE_NUMBER,
-    check_floating,
     is_plain,
     materialized,
 )
 from genkern.ops.spectral_norm import reference
+from genkern.ops.spectral_norm.arguments import OP, Settings, check_arguments, matrix_sizes
 
-OP = "spectral_norm"
 KERNELS = ("cpu",)
 ORDER_NUMBER = {"u_first": 0, "v_first": 1}
-
-
-class Settings(NamedTuple):
-    """`dims` and `iterations` hold one number a weight; 0 iterations use u and v as they are."""
-
-    dims: tuple
-    iterations: tuple
-    eps: float
-    order: str
 
 
 class Normalized(NamedTuple):
@@ -76,9 +64,9 @@ def spectral_norm(
     if isinstance(n_power_iterations, int):
         n_power_iterations = (n_power_iterations,) * count
     settings = Settings(tuple(dims), tuple(n_power_iterations), float(eps), order)
-    _check(weights, us, vs, settings)
-    plain = not torch.compiler.is_compiling()
-    if plain and all(is_plain(x) for xs in (weights, us, vs) for x in xs):
+    compiling = torch.compiler.is_compiling()
+    check_arguments(weights, us, vs, settings, cached=not compiling)
+    if not compiling and all(is_plain(x) for xs in (weights, us, vs) for x in xs):
         *normalized, sigma, state = _SpectralNorm.apply(
             settings, us, vs, update, allocate, *weights
         )
@@ -100,67 +88,6 @@ def _write_state(state, us, vs):
     with torch.no_grad():
         for old, new in zip((*us, *vs), (*new_us, *new_vs), strict=True):
             old.copy_(new)
-
-
-@lru_cache(maxsize=4096)
-def matrix_sizes(shape, dim):
-    """A contiguous weight as [outer, rows, inner]; its matrix has cols = outer·inner."""
-    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
-
-
-def _check(weights, us, vs, settings):
-    count = len(weights)
-    if count == 0:
-        raise ValueError(f"{OP}: weights must hold at least one tensor")
-    for name, values in (
-        ("us", us),
-        ("vs", vs),
-        ("dims", settings.dims),
-        ("n_power_iterations", settings.iterations),
-    ):
-        if len(values) != count:
-            raise ValueError(
-                f"{OP}: {name} must hold one entry a weight, {count}, not {len(values)}"
-            )
-    if settings.order not in reference.ORDERS:
-        raise ValueError(f"{OP}: order must be 'u_first' or 'v_first', not {settings.order!r}")
-    check_floating(OP, **{f"weights[{i}]": w for i, w in enumerate(weights)})
-    for i, (weight, u, v) in enumerate(zip(weights, us, vs, strict=True)):
-        dim, iterations = settings.dims[i], settings.iterations[i]
-        if weight.ndim < 2:
-            raise ValueError(
-                f"{OP}: weights[{i}] must have 2 or more dimensions, not the shape "
-                f"{tuple(weight.shape)}"
-            )
-        if not 0 <= dim < weight.ndim:
-            raise IndexError(
-                f"{OP}: dims[{i}] must be in [0, {weight.ndim - 1}] for a weight of shape "
-                f"{tuple(weight.shape)}, not {dim}"
-            )
-        if iterations < 0:
-            raise ValueError(f"{OP}: n_power_iterations[{i}] must be 0 or more, not {iterations}")
-        rows = weight.shape[dim]
-        cols = math.prod(weight.shape[:dim]) * math.prod(weight.shape[dim + 1 :])
-        _check_vector(f"us[{i}]", u, rows, weight)
-        _check_vector(f"vs[{i}]", v, cols, weight)
-
-
-def _check_vector(name, vector, length, weight):
-    if not isinstance(vector, Tensor):
-        raise TypeError(f"{OP}: {name} must be a tensor, not {type(vector).__name__}")
-    if vector.shape != (length,):
-        raise ValueError(
-            f"{OP}: {name} must have the shape ({length},) for a weight of shape "
-            f"{tuple(weight.shape)}, not {tuple(vector.shape)}"
-        )
-    if vector.dtype not in (weight.dtype, ARITHMETIC.get(weight.dtype)):
-        raise TypeError(
-            f"{OP}: {name} must have its weight's dtype, {weight.dtype}, not {vector.dtype}"
-        )
-    if vector.device != weight.device:
-        raise ValueError(
-            f"{OP}: {name} must be on its weight's device, {weight.device}, not {vector.device}"
-        )
 
 
 class _SpectralNorm(torch.autograd.Function):
@@ -299,7 +226,8 @@ def _dense(name, x):
     """x as the kernels read it: contiguous, in memory."""
     if x.layout is not torch.strided:
         x = x.to_dense()
-    return materialized(OP, name, x).contiguous()
+    x = materialized(OP, name, x)
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def _restore(result, weight):
