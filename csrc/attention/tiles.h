@@ -79,8 +79,7 @@ inline void product_panel(Rows<A> c, Rows<const A> a, Rows<const A> b, int64_t r
 #pragma GCC unroll 8
     for (int i = 0; i < step; ++i)
 #pragma GCC unroll 3
-      for (int w = 0; w < vectors; ++w)
-        sum[i][w] = into == Into::sum ? load(c.row(r + i) + w * L) : Vec<A>{};
+      for (int w = 0; w < vectors; ++w) sum[i][w] = Vec<A>{};
     const A* at = left == Left::rows ? a.row(r) : a.data + r;
     const int64_t next_row = left == Left::rows ? a.stride : 1;
     const int64_t next_column = left == Left::rows ? 1 : a.stride;
@@ -97,7 +96,11 @@ inline void product_panel(Rows<A> c, Rows<const A> a, Rows<const A> b, int64_t r
 #pragma GCC unroll 8
     for (int i = 0; i < step; ++i)
 #pragma GCC unroll 3
-      for (int w = 0; w < vectors; ++w) store(c.row(r + i) + w * L, sum[i][w]);
+      for (int w = 0; w < vectors; ++w) {
+        // Added last: a block's sum is small beside the running one, and keeps more digits so.
+        if (into == Into::sum) sum[i][w] += load(c.row(r + i) + w * L);
+        store(c.row(r + i) + w * L, sum[i][w]);
+      }
   }
 }
 
