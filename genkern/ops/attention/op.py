@@ -345,17 +345,13 @@ class _LibraryAttention(torch.autograd.Function):
         return *grads, None, None
 
 
-@torch.library.custom_op("genkern::attention_backward", mutates_args=())
-def _library_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    wide_out: Tensor,
-    rows: Tensor,
-    is_causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "genkern::attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor wide_out, Tensor rows, "
+    "bool is_causal, float scale) -> (Tensor, Tensor, Tensor)",
+)
+def _library_backward(grad_out, q, k, v, wide_out, rows, is_causal, scale):
     if backends.choose(OP + ".backward", q, KERNELS) == "cpu":
         return tuple(_backward(grad_out, q, k, v, wide_out, rows, is_causal, scale))
     with torch.enable_grad():

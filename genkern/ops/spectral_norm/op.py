@@ -240,16 +240,13 @@ def _restore(result, weight):
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
 
 
-@torch.library.custom_op("genkern::spectral_norm", mutates_args=())
-def _library_op(
-    weights: list[Tensor],
-    us: list[Tensor],
-    vs: list[Tensor],
-    dims: list[int],
-    iterations: list[int],
-    eps: float,
-    order: str,
-) -> tuple[list[Tensor], Tensor, Tensor]:
+@torch.library.custom_op(
+    "genkern::spectral_norm",
+    mutates_args=(),
+    schema="(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int[] iterations, float eps, "
+    "str order) -> (Tensor[], Tensor, Tensor)",
+)
+def _library_op(weights, us, vs, dims, iterations, eps, order):
     settings = Settings(tuple(dims), tuple(iterations), eps, order)
     backend = backends.choose(OP, weights[0], KERNELS)
     weights = [materialized(OP, "a weight", w) for w in weights]
@@ -267,15 +264,13 @@ def _(weights, us, vs, dims, iterations, eps, order):
     )
 
 
-@torch.library.custom_op("genkern::spectral_norm_backward", mutates_args=())
-def _library_backward(
-    grad_normalized: list[Tensor],
-    grad_sigma: Tensor | None,
-    normalized: list[Tensor],
-    sigma: Tensor,
-    state: Tensor,
-    dims: list[int],
-) -> list[Tensor]:
+@torch.library.custom_op(
+    "genkern::spectral_norm_backward",
+    mutates_args=(),
+    schema="(Tensor[] grad_normalized, Tensor? grad_sigma, Tensor[] normalized, Tensor sigma, "
+    "Tensor state, int[] dims) -> Tensor[]",
+)
+def _library_backward(grad_normalized, grad_sigma, normalized, sigma, state, dims):
     backend = backends.choose(OP + ".backward", sigma, KERNELS)
     saved = Normalized(normalized, sigma, state)
     return _backward(backend, (grad_normalized, grad_sigma), saved, dims, [True] * len(normalized))
