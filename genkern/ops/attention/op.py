@@ -109,7 +109,8 @@ def _checked_scale(scale, features):
 
 def _autocast(*tensors):
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    # Autocast knows only some devices, and torch.compile of older torch can't be asked which.
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x.to(dtype) if _is_cast_by_autocast(x) else x for x in tensors)

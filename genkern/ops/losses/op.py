@@ -41,9 +41,10 @@ class Form:
 
     __slots__ = ("fake", "launch_constants", "paired", "phi", "real")
 
-    def __init__(self, phi, real=Side(), fake=Side(), paired=False):  # noqa: B008 (immutable)
-        self.phi, self.real, self.fake, self.paired = phi, real, fake, paired
-        self.launch_constants = (PHI_NUMBER[phi], paired, *real, *fake)
+    def __init__(self, phi, real=None, fake=None, paired=False):
+        self.phi, self.paired = phi, paired
+        self.real, self.fake = real or Side(), fake or Side()
+        self.launch_constants = (PHI_NUMBER[phi], paired, *self.real, *self.fake)
 
 
 def adversarial_loss(form, real, fake, stats=False):
