@@ -155,12 +155,23 @@ struct LanesBelow<0, lane...> {
   using type = Lanes<lane...>;
 };
 
+// Lane i of the result is element lane[i] of a and b in a row.
+template <int... lane, class V>
+inline V shuffle(V a, V b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, lane...);
+#else
+  const decltype(a < b) mask = {lane...};
+  return __builtin_shuffle(a, b, mask);
+#endif
+}
+
 // The 2×2 blocks of `half` × `half` elements in rows i and i + half change places off the diagonal.
 template <int half, class V, int... lane>
 inline void exchange(V& upper, V& lower, Lanes<lane...>) {
   constexpr int L = sizeof...(lane);
-  const V left = __builtin_shufflevector(upper, lower, (lane & half ? L + lane - half : lane)...);
-  const V right = __builtin_shufflevector(upper, lower, (lane & half ? L + lane : lane + half)...);
+  const V left = shuffle<(lane & half ? L + lane - half : lane)...>(upper, lower);
+  const V right = shuffle<(lane & half ? L + lane : lane + half)...>(upper, lower);
   upper = left;
   lower = right;
 }

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from genkern import backend as backends
 from genkern._native import native
-from genkern.ops._autograd import differentiable_gradients
+from genkern.ops._autograd import differentiable_gradients, entry
 from genkern.ops._tensors import (
     ARITHMETIC,
     DTYPE_NUMBER,
@@ -70,7 +70,7 @@ def attention(q, k, v, *, is_causal=False, scale=None):
             out = _by_reference(q, k, v, is_causal, scale)
         else:
             _refuse_transforms(q, k, v)
-            out = _Attention.apply(q, k, v, is_causal, scale)
+            out = _enter(q, k, v, is_causal, scale)
     return out if len(leading) == 2 else out.view(*leading, *out.shape[-2:])
 
 
@@ -174,6 +174,9 @@ class _Attention(torch.autograd.Function):
         backends.record(OP + ".backward", "cpu", "the forward ran there")
         wanted = ctx.needs_input_grad[:3]
         return *_backward(grad_out, q, k, v, wide_out, rows, *ctx.options, wanted), None, None
+
+
+_enter = entry(_Attention)
 
 
 def _differentiable_backward(q, k, v, grad_out, is_causal, scale):
