@@ -40,7 +40,7 @@ def gather():
         "python": platform.python_version(),
         "torch": {"version": torch.__version__, "threads": torch.get_num_threads()},
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "level": native.cpu_level(),
             "chosen by": "GENKERN_CPU_ISA" if os.environ.get("GENKERN_CPU_ISA") else "cpuid",
             "levels": {name: _level_state(name, built) for name in LEVELS},
@@ -57,7 +57,7 @@ def gather():
     }
 
 
-def _cpu_model():
+def cpu_model():
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

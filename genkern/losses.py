@@ -7,7 +7,6 @@ in fp32 before they are rounded to the logits' dtype. Value, gradient and statis
 pass over the logits.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -83,7 +82,6 @@ class LeastSquaresLoss(AdversarialLoss):
         return _call(_squares(0.0, -target, factor), None, fake, stats)
 
 
-@functools.lru_cache(maxsize=64)
 def _squares(real_shift, fake_shift, factor):
     return Form("square", Side(1.0, real_shift, factor), Side(1.0, fake_shift, factor))
 

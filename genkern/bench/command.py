@@ -28,8 +28,6 @@ def run(args):
     ceilings = machine.ceilings()
     print(machine.describe())
     print(", ".join(f"{name}: {value}" for name, value in ceilings.items()))
-    if ceilings["waking 2 threads, µs"] > 50:
-        print("This machine is busy: the times below are noise. Try again when it is quiet.")
     print()
     print(HEADER)
     results = []
@@ -48,6 +46,8 @@ def run(args):
         "error: largest error of outputs\nand gradients against fp64, relative; ✓ at most 1.25 "
         "times eager's or rounding."
     )
+    if busy := [result.name for result in results if result.busy]:
+        print("The machine was busy meanwhile, so their times are noise:", "; ".join(busy))
     for result in results:
         for name, why in result.left_out.items():
             print(f"{result.name}: no {name} ({why})")

@@ -6,13 +6,13 @@ import time
 
 import torch
 
-from genkern.info import _cpu_model
+from genkern.info import cpu_model
 
 
 def describe():
     """One line: processor, threads, versions."""
     return (
-        f"{_cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
 
@@ -27,10 +27,14 @@ def median_seconds(call, repeats):
 
 
 def parallel_region_microseconds():
-    """The median cost of waking torch's threads for next to nothing. Above about 50 µs another
-    job holds a core, and every timing with two threads is noise."""
+    """The median cost of waking torch's threads for next to nothing."""
     x = torch.zeros(1 << 16)
     return median_seconds(lambda: x.add_(1), 200) * 1e6
+
+
+def machine_is_busy():
+    """Whether another job holds a core: threads then wait for each other, and all times are noise."""
+    return parallel_region_microseconds() > 50
 
 
 def copy_gigabytes_per_second():

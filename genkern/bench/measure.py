@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from genkern.bench.machine import machine_is_busy
 from genkern.bench.workloads import all_workloads
 
 # The error rule: at most 1.25 times eager's error against fp64, above a floor of rounding.
@@ -26,6 +27,7 @@ class Result:
     eager_error: float = float("nan")
     exact_enough: bool = False
     left_out: dict = field(default_factory=dict)  # implementation: why
+    busy: bool = False  # another job held a core before or after the timing
 
 
 def measure(workload, *, seconds, compile_too):
@@ -47,7 +49,9 @@ def measure(workload, *, seconds, compile_too):
             steps.pop(name, None)
             result.left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
     check(workload, result)
+    result.busy = machine_is_busy()
     times = interleave(steps, seconds)
+    result.busy = result.busy or machine_is_busy()
     for name, values in times.items():
         result.median[name] = statistics.median(values)
         low, _, high = statistics.quantiles(values, n=4)
