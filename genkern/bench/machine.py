@@ -33,7 +33,7 @@ def parallel_region_microseconds():
 
 
 def machine_is_busy():
-    """Whether another job holds a core: threads then wait for each other, and all times are noise."""
+    """Whether another job holds a core: threads then wait for each other, and times are noise."""
     return parallel_region_microseconds() > 50
 
 
