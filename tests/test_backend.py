@@ -58,7 +58,6 @@ def run(code, **environment):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        cwd="/",  # not the source tree
         timeout=120,
     )
 

@@ -82,7 +82,7 @@ def test_command(tmp_path):
         "--json",
         str(out),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "| hinge D | 64 | float32 |" in done.stdout and "GEMM fp32" in done.stdout
     (result,) = json.loads(out.read_text())["results"]
@@ -91,6 +91,6 @@ def test_command(tmp_path):
 
 def test_command_without_a_match():
     command = [sys.executable, "-m", "genkern", "bench", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr == "genkern bench: no workload's name begins with 'nothing'\n"
