@@ -10,7 +10,7 @@ from genkern._native import native
 
 @pytest.fixture(scope="session", autouse=True)
 def away_from_the_source_tree(tmp_path_factory):
-    """Python puts the current folder on the path of the processes that tests start: there must be no
+    """Python puts the current folder on the path of processes that tests start: there must be no
     unbuilt genkern in it."""
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("away"))
