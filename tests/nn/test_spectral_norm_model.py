@@ -310,13 +310,13 @@ def test_copies_of_one_layer(how):
 
 
 def test_memory_is_lent_again_only_when_nothing_holds_it():
-    model = genkern.spectral_norm(nn.Sequential(nn.Linear(300, 300, bias=False)), recurse=True)
+    model = genkern.spectral_norm(nn.Sequential(nn.Linear(600, 600, bias=False)), recurse=True)
     seen = []
 
     def read():
         kept = []
         handle = model[0].register_forward_pre_hook(lambda m, a: kept.append(m.weight))
-        model(torch.ones(1, 300))
+        model(torch.ones(1, 600))
         handle.remove()
         return kept[0]
 
@@ -337,9 +337,9 @@ def test_memory_is_lent_again_only_when_nothing_holds_it():
 
 
 def test_gradients_keep_their_memory():
-    model = genkern.spectral_norm(nn.Sequential(nn.Linear(300, 300, bias=False)), recurse=True)
+    model = genkern.spectral_norm(nn.Sequential(nn.Linear(600, 600, bias=False)), recurse=True)
     (parameter,) = model.parameters()
-    x = torch.randn(2, 300)
+    x = torch.randn(2, 600)
     model(x).square().sum().backward()
     first = parameter.grad
     expected = first.clone()

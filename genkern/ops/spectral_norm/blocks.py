@@ -1,10 +1,11 @@
 """Memory for a model's normalised weights and their gradients, used again step after step.
 
-Fresh memory costs more than the kernels do: the system zeroes it page by page on the first write
-(11 M weights: 4 ms into used memory, 13 ms and more into fresh). The outputs of one training step
-die before the next one needs the same sizes, so a model keeps their blocks. A block is lent again
-only when no storage holds it any more, which its memoryview's life tells: the storage owns the only
-reference to it. So whatever autograd, the user or numpy still hold stays untouched.
+The system zeroes fresh memory page by page on the first write, which for large tensors costs more
+than the kernels do (benchmarks/NOTES.md), and large tensors are what the C library gives back to
+the system. The outputs of one training step die before the next one needs the same sizes, so a
+model keeps their blocks. A block is lent again only when no storage holds it any more, which its
+memoryview's life tells: the storage owns the only reference to it. So whatever autograd, the user
+or numpy still hold stays untouched.
 """
 
 import mmap
@@ -13,7 +14,7 @@ import weakref
 
 import torch
 
-LEAST_BYTES = 128 << 10  # smaller tensors come from torch's allocator, which keeps such memory
+LEAST_BYTES = 1 << 20  # smaller tensors' memory mostly stays in the process anyway
 
 
 class Blocks:
