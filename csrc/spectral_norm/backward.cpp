@@ -9,7 +9,6 @@
 // Floor: 3 reads and 1 write of the weights, 2 reads and 1 write where they stay in cache.
 #include <stdlib.h>
 
-#include "../common/pages.h"
 #include "../common/parallel.h"
 #include "../common/vec.h"
 #include "slabs.h"
@@ -108,7 +107,6 @@ Status backward(const SpectralBackward* list, int64_t count, int threads) {
     layers[i] = {&args, slabs, nullptr};
     parts += slabs.tasks();
     elements += slabs.count * slabs.size();
-    advise_huge_pages(args.grad_weight, slabs.count * slabs.size() * int64_t(sizeof(T)));
   }
   double* products = static_cast<double*>(malloc(sizeof(double) * size_t(parts)));
   Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t(parts)));

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../common/pages.h"
 #include "../common/parallel.h"
 #include "spectral_norm.h"
 #include "sweep.h"
@@ -222,7 +221,6 @@ Status forward(const SpectralForward* list, int64_t count, const SpectralOptions
     elements += layer.slabs.count * layer.slabs.size();
     scratch += layer.scratch();
     if (layer.slabs.tasks() > 1 && layer.sweeps() > sweeps) sweeps = layer.sweeps();
-    advise_huge_pages(list[i].normalized, layer.bytes());
   }
   A* numbers = static_cast<A*>(aligned_alloc(64, size_t(scratch) * sizeof(A) + 64));
   Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t(parts + count)));
