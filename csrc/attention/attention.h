@@ -34,7 +34,9 @@ struct AttentionShape {
   int threads;
 };
 
-// Of every row, [B, H, N] each, contiguous: log Σ exp S = shift + log sum; 0 and 0 without keys.
+// Of every row, [B, H, N] each, contiguous: shift = max of sign(scale)·q·k over its keys, not yet
+// scaled; sum = Σ exp(|scale|·(sign(scale)·q·k - shift)). So log Σ exp S = |scale|·shift + log sum.
+// Both are 0 without keys.
 struct SoftmaxRows {
   void *shift, *sum;
 };

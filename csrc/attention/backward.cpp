@@ -1,6 +1,6 @@
 // Attention, backward: grad_q, grad_k, grad_v from q, k, v, grad_out and what the forward kept.
 //
-//   P = exp(scale·S - shift) / sum   δ = rowsum(dO∘O)   dP = dO·vᵀ   dS = P∘(dP - δ)
+//   P = exp(scale·(S - shift)) / sum   δ = rowsum(dO∘O)   dP = dO·vᵀ   dS = P∘(dP - δ)
 //   dq = scale·dS·k    dk = scale·dSᵀ·q   dv = Pᵀ·dO
 //
 // Layout: tiles.h. A task is a chunk of one head's query blocks: every `chunks`-th block, so that
@@ -93,7 +93,7 @@ void softmax_backward_step(const Workspace<A>& work, A magnitude, int64_t keys, 
     const Vec<A> delta = load(work.delta + w * L);
     for (int64_t j = 0; j < keys; ++j) {
       A *s = work.s.row(j) + w * L, *dp = work.dp.row(j) + w * L;
-      const Vec<A> p = exp(load(s) * magnitude - shift) * inverse;
+      const Vec<A> p = exp((load(s) - shift) * magnitude) * inverse;
       store(s, p);
       store(dp, p * (load(dp) - delta));
     }

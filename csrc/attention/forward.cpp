@@ -1,8 +1,8 @@
 // Attention, forward: out = softmax(scale·q·kᵀ)·v by online softmax over blocks of keys.
 //
 // Layout: tiles.h. A task is one query block of one head. It packs Qᵀ once, then for every block of
-// keys: Sᵀ = K·Qᵀ; the running maximum m of scale·S, lane by lane; P = exp(scale·S - m); the sums l
-// and Oᵀ shrink by exp(m_old - m); Oᵀ += Vᵀ·Pᵀ. At the end out = Oᵀ / l; m and l are kept.
+// keys: Sᵀ = K·Qᵀ; the running maximum m, lane by lane; P = exp(scale·(S - m)); the sums l and Oᵀ
+// shrink by exp(scale·(m_old - m)); Oᵀ += Vᵀ·Pᵀ. At the end out = Oᵀ / l; m and l are kept.
 // Tasks of a causal head run from the last, longest, block to the first.
 #include "../common/parallel.h"
 #include "tiles.h"
@@ -35,7 +35,7 @@ struct Workspace {
   }
 };
 
-// S becomes exp(magnitude·S - m) with the new running maximum m; o and sum shrink to it.
+// S becomes exp(magnitude·(S - m)) with the new running maximum m; o and sum shrink to it.
 template <class A>
 void softmax_step(const Workspace<A>& work, A magnitude, int64_t keys, int64_t vectors,
                   int64_t dv) {
@@ -43,19 +43,18 @@ void softmax_step(const Workspace<A>& work, A magnitude, int64_t keys, int64_t v
   for (int64_t w = 0; w < vectors; ++w) {
     A* s = work.s.data + w * L;
     const int64_t stride = work.s.stride;
-    Vec<A> largest = load(s);
-    for (int64_t j = 1; j < keys; ++j) largest = max(largest, load(s + j * stride));
     const Vec<A> old_top = load(work.top + w * L);
-    const Vec<A> top = max(old_top, largest * magnitude);
+    Vec<A> top = old_top;
+    for (int64_t j = 0; j < keys; ++j) top = max(top, load(s + j * stride));
     // All keys so far at -inf: any finite shift gives the zeros that are due.
     const Vec<A> shift = select(top == A(-__builtin_inf()), Vec<A>{}, top);
     Vec<A> sum{};
     for (int64_t j = 0; j < keys; ++j) {
-      const Vec<A> p = exp(load(s + j * stride) * magnitude - shift);
+      const Vec<A> p = exp((load(s + j * stride) - shift) * magnitude);
       store(s + j * stride, p);
       sum += p;
     }
-    const Vec<A> shrink = exp(old_top - shift);
+    const Vec<A> shrink = exp((old_top - shift) * magnitude);
     store(work.top + w * L, top);
     store(work.sum + w * L, load(work.sum + w * L) * shrink + sum);
     for (int64_t e = 0; e < dv; ++e) {

@@ -234,7 +234,7 @@ inline Rows<const A> left_operand(Rows<const T> head, int64_t first, int64_t cou
 // ---- Scale and softmax --------------------------------------------------------------------------
 
 // scale = sign · magnitude. The sign goes into the packed queries, which stays exact; the magnitude
-// multiplies S inside exp's argument, fused with the subtraction of the shift.
+// multiplies S - shift inside exp's argument. In this order the largest P is exactly 1.
 template <class A>
 struct Scale {
   A sign, magnitude;

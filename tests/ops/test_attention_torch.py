@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 import genkern
-from genkern.ops.attention import reference
+from genkern.ops.attention import op, reference
 
 ARGUMENTS = {
     "q": (2, 5, 4),
@@ -185,10 +185,13 @@ def test_library_op_on_the_reference_then_kernels(dtype):
 
 def test_what_the_reference_keeps():
     q, k, _ = qkv(torch.float64, grad=False)
-    shift, total = reference.softmax_rows(q, k, True, 0.5)
     future = torch.ones(5, 7, dtype=torch.bool).triu(1)
-    logits = (0.5 * q @ k.transpose(1, 2)).masked_fill(future, -torch.inf)
-    torch.testing.assert_close(shift + total.log(), logits.logsumexp(-1))
+    for scale in (0.5, -2.0, 0.0):
+        shift, total = reference.softmax_rows(q, k, True, scale)
+        logits = (scale * q @ k.transpose(1, 2)).masked_fill(future, -torch.inf)
+        torch.testing.assert_close(abs(scale) * shift + total.log(), logits.logsumexp(-1))
+        rows = op._forward(*(x[None] for x in (q, k, k)), True, scale)[2]
+        torch.testing.assert_close(rows[:, 0], torch.stack([shift, total]))
     assert reference.softmax_rows(q, k[:, :0]).eq(0).all()
 
 

@@ -193,7 +193,7 @@ def _forward(q, k, v, is_causal, scale, keep=True):
     """(out [B, H, N, dv], wide_out, rows [2, B, H, N]); the last two are for `_backward`.
 
     wide_out: out in the arithmetic dtype; None where that is out's own, or without `keep`. rows: of
-    each row the shift of its softmax and the sum of its exponentials.
+    each row the shift and the sum of `reference.softmax_rows`.
     """
     q, k, v = _readable(q=q, k=k, v=v)
     out = _laid_out_like(q, v.shape[-1])

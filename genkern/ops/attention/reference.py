@@ -14,13 +14,15 @@ def attention(q, k, v, is_causal=False, scale=1.0, rounded=True):
 
 
 def softmax_rows(q, k, is_causal=False, scale=1.0):
-    """[2, ..., N]: the shift m = max S of each row, and Σ exp(S - m); zeros where a row has no key.
-    log Σ exp S = m + log of that sum."""
-    logits = _logits(q, k, is_causal, scale)
-    if logits.shape[-1] == 0:
-        return logits.new_zeros((2, *logits.shape[:-1]))
-    shift = logits.amax(-1)
-    return torch.stack([shift, (logits - shift[..., None]).exp().sum(-1)])
+    """[2, ..., N], what kernels keep of the softmax: of each row the shift m, the largest
+    sign(scale)·q·k, and Σ exp(|scale|·(sign(scale)·q·k - m)); zeros where a row has no key.
+    log Σ exp S = |scale|·m + log of that sum."""
+    products = _logits(q, k, is_causal, (scale > 0) - (scale < 0))
+    if products.shape[-1] == 0:
+        return products.new_zeros((2, *products.shape[:-1]))
+    shift = products.amax(-1)
+    exponents = (products - shift[..., None]) * (abs(scale) or 1.0)
+    return torch.stack([shift, exponents.exp().sum(-1)])
 
 
 def _logits(q, k, is_causal, scale):
