@@ -206,7 +206,7 @@ Status backward(const AttentionBackward& args) {
   const int64_t work_bytes = work_count.used, sums_bytes = sums_count.used;
   // One chunk a head needs its sums only while it runs.
   const int64_t all_sums = chunks == 1 ? team : heads * chunks;
-  char* memory = allocate_scratch(work_bytes * team + sums_bytes * all_sums);
+  char* memory = static_cast<char*>(allocate_scratch(work_bytes * team + sums_bytes * all_sums));
   if (!memory) return Status::out_of_memory;
   char* sums_memory = memory + work_bytes * team;
 

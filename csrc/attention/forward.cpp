@@ -123,7 +123,7 @@ Status forward(const AttentionForward& args) {
   Carver count{nullptr};
   const Workspace<A> sizes(count, shape);
   const int64_t bytes = count.used;
-  char* memory = allocate_scratch(bytes * team);
+  char* memory = static_cast<char*>(allocate_scratch(bytes * team));
   if (!memory) return Status::out_of_memory;
   parallel(heads * blocks, team, [&](int64_t task, int thread) {
     Carver carve{memory + bytes * thread};

@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../common/scratch.h"
 #include "../common/vec.h"
 #include "attention.h"
 
@@ -276,8 +277,6 @@ inline void hide_future(Rows<A> s, int64_t i0, int64_t j0, int64_t keys, int64_t
 
 // ---- Scratch ------------------------------------------------------------------------------------
 
-constexpr int64_t alignment = 64;
-
 // Hands out aligned pieces of one allocation; with no base it only counts what will be needed.
 struct Carver {
   char* base;
@@ -286,7 +285,7 @@ struct Carver {
   template <class A>
   A* array(int64_t count) {
     A* at = base ? reinterpret_cast<A*>(base + used) : nullptr;
-    used += round_up(count * int64_t(sizeof(A)), alignment);
+    used += round_up(count * int64_t(sizeof(A)), scratch_alignment);
     return at;
   }
   template <class A>
@@ -294,10 +293,6 @@ struct Carver {
     return {array<A>(count * stride), stride};
   }
 };
-
-inline char* allocate_scratch(int64_t bytes) {
-  return static_cast<char*>(aligned_alloc(alignment, size_t(round_up(bytes + 1, alignment))));
-}
 
 }  // namespace GK_LEVEL
 }  // namespace genkern

@@ -215,6 +215,12 @@ inline void store_part(T* to, Vec<Acc<T>> x, int64_t n) {
   memcpy(to, buffer, size_t(n) * sizeof(T));
 }
 
+// memcpy of n elements, which for n = 0 may have no address.
+template <class T>
+inline void copy(void* to, const T* from, int64_t n) {
+  if (n > 0) memcpy(to, from, size_t(n) * sizeof(T));
+}
+
 // One element, converted.
 template <class T>
 inline Acc<T> load_one(const T* from) {

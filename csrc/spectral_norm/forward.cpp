@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "../common/parallel.h"
+#include "../common/scratch.h"
 #include "spectral_norm.h"
 #include "sweep.h"
 
@@ -91,7 +92,7 @@ struct Layer {
   void read_vector(const void* from, int64_t n, A* to) const {
     for (int64_t i = n; i < padded<A>(n); ++i) to[i] = 0;
     if (args->wide_state || sizeof(T) == sizeof(A))
-      memcpy(to, from, size_t(n) * sizeof(A));
+      copy(to, static_cast<const A*>(from), n);
     else
       for (int64_t i = 0; i < n; ++i) to[i] = load_one(static_cast<const T*>(from) + i);
   }
@@ -179,8 +180,8 @@ struct Layer {
     const A* v = slabs.u_is_local ? summed : local;
     const int64_t rows = slabs.u_is_local ? slabs.locals() : slabs.summed();
     const int64_t cols = slabs.u_is_local ? slabs.summed() : slabs.locals();
-    memcpy(args->new_u, u, size_t(rows) * sizeof(A));
-    memcpy(args->new_v, v, size_t(cols) * sizeof(A));
+    copy(args->new_u, u, rows);
+    copy(args->new_v, v, cols);
     write_vector(u, rows, args->store_u);
     write_vector(v, cols, args->store_v);
     *static_cast<A*>(args->sigma) = sigma;
@@ -188,7 +189,7 @@ struct Layer {
   void write_vector(const A* from, int64_t n, void* to) const {
     if (!to) return;
     if (args->wide_state || sizeof(T) == sizeof(A))
-      memcpy(to, from, size_t(n) * sizeof(A));
+      copy(to, from, n);
     else
       for (int64_t i = 0; i < n; ++i) store_one(static_cast<T*>(to) + i, from[i]);
   }
@@ -222,7 +223,7 @@ Status forward(const SpectralForward* list, int64_t count, const SpectralOptions
     scratch += layer.scratch();
     if (layer.slabs.tasks() > 1 && layer.sweeps() > sweeps) sweeps = layer.sweeps();
   }
-  A* numbers = static_cast<A*>(aligned_alloc(64, size_t(scratch) * sizeof(A) + 64));
+  A* numbers = static_cast<A*>(allocate_scratch(scratch * int64_t(sizeof(A))));
   Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t(parts + count)));
   if (!numbers || !tasks) {
     free(layers), free(numbers), free(tasks);
