@@ -27,7 +27,7 @@ class GANTask:
         "r1": 0.0,
         "ema": 0.995,
         "lr": 1e-3,
-        "steps": 1300,
+        "steps": 2000,
         "batch_size": 32,
         "seed": 0,
         "dtype": "float32",
