@@ -42,7 +42,7 @@ def _check(name, where):
 
 _DEFAULT = _from_environment()
 _wanted = ContextVar("genkern_backend", default=_DEFAULT)
-_logs = []
+listeners = []  # the lists that `explain` has handed out
 
 
 @contextlib.contextmanager
@@ -71,16 +71,16 @@ def explain():
     print(*log, sep="\\n")
     """
     log = []
-    _logs.append(log)
+    listeners.append(log)
     try:
         yield log
     finally:
-        _logs[:] = [other for other in _logs if other is not log]
+        listeners[:] = [other for other in listeners if other is not log]
 
 
 def record(op, backend, reason):
     """Tells whoever listens (see `explain`)."""
-    for log in _logs:
+    for log in listeners:
         log.append(Choice(op, backend, reason))
 
 
@@ -92,7 +92,7 @@ def choose(op, tensor, kernels):
         backend, reason = _default(tensor, kernels)
     else:
         backend, reason = _forced(op, wanted, tensor, kernels)
-    if _logs:
+    if listeners:
         record(op, backend, reason)
     return backend
 

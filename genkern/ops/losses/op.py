@@ -99,7 +99,8 @@ class _Adversarial(torch.autograd.Function):
         if gradients is not None:
             ctx.gradients = None  # given away once: nobody else may hold them
             if grad_loss.item() == 1:
-                backends.record(BACKWARD, "cpu", "computed in the forward's pass")
+                if backends.listeners:
+                    backends.record(BACKWARD, "cpu", "computed in the forward's pass")
                 return None, *gradients, None
         backends.record(BACKWARD, ctx.backend, "as the forward")
         _, need_real, need_fake, _ = ctx.needs_input_grad
@@ -210,8 +211,10 @@ def _linear_gradients(form, real, fake, grad_loss, need_real, need_fake):
     """A linear loss has one gradient for all logits of a side: expanded, not filled."""
 
     def gradient(x, sign, weight):
-        one = grad_loss * (sign * weight / x.numel() if x.numel() else 0.0)
-        return one.to(x.dtype).expand(x.shape)
+        slope = sign * weight / x.numel() if x.numel() else 0.0
+        if x.is_cpu:  # a number is cheaper than a tensor's operations, and costs no waiting here
+            return x.new_full((), grad_loss.item() * slope).expand(x.shape)
+        return (grad_loss * slope).to(x.dtype).expand(x.shape)
 
     fake_weight = form.real.weight if form.paired else form.fake.weight
     return (
