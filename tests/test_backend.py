@@ -1,9 +1,5 @@
 """The choice of a backend, and how it is told."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -52,16 +48,6 @@ def test_backend_on_the_wrong_device(name):
         losses.hinge.g(torch.ones(3))
 
 
-def run(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 ASK = """
 import torch, genkern
 with genkern.explain() as log:
@@ -70,8 +56,8 @@ print(log[0].backend)
 """
 
 
-def test_environment_sets_the_default():
-    assert run(ASK, GENKERN_BACKEND="reference").stdout.strip() == "reference"
-    assert run(ASK, GENKERN_BACKEND="cpu").stdout.strip() == "cpu"
-    wrong = run(ASK, GENKERN_BACKEND="fast")
+def test_environment_sets_the_default(python):
+    assert python(ASK, GENKERN_BACKEND="reference").stdout.strip() == "reference"
+    assert python(ASK, GENKERN_BACKEND="cpu").stdout.strip() == "cpu"
+    wrong = python(ASK, GENKERN_BACKEND="fast")
     assert wrong.returncode and "GENKERN_BACKEND must be one of" in wrong.stderr

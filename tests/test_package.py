@@ -24,33 +24,22 @@ CSRC = ROOT / "csrc"
 needs_sources = pytest.mark.skipif(not CSRC.is_dir(), reason="csrc/ does not lie beside tests/")
 
 
-def python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 # ---- Levels -------------------------------------------------------------------------------------
 
 
-def test_best_level_is_the_default():
+def test_best_level_is_the_default(python):
     answer = python("from genkern._native import native as n; print(n.cpu_level(), n.cpu_levels())")
     level, _, levels = answer.stdout.strip().partition(" ")
     assert levels == str(native.cpu_levels()) and level == native.cpu_levels()[-1]
 
 
-def test_level_from_the_environment(cpu_level):
-    answer = python("from genkern._native import native as n; print(n.cpu_level())")
+def test_level_from_the_environment(cpu_level, python):
     code = "from genkern._native import native as n; print(n.cpu_level())"
     answer = python(code, GENKERN_CPU_ISA=cpu_level)
     assert answer.stdout.strip() == cpu_level
 
 
-def test_wrong_level_in_the_environment():
+def test_wrong_level_in_the_environment(python):
     answer = python("import genkern", GENKERN_CPU_ISA="sse9")
     assert "GENKERN_CPU_ISA must be one of portable, avx2, avx512, amx, not 'sse9'" in answer.stderr
 
@@ -96,7 +85,7 @@ def test_no_torch_in_the_sources():
 
 
 @needs_sources
-def test_unbuilt_source_tree_says_what_to_do(tmp_path):
+def test_unbuilt_source_tree_says_what_to_do(tmp_path, python):
     (tmp_path / "csrc").mkdir()
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(Path(genkern.__file__).parent, tmp_path / "genkern", ignore=ignored)
@@ -109,7 +98,7 @@ def test_unbuilt_source_tree_says_what_to_do(tmp_path):
 # ---- Threads ------------------------------------------------------------------------------------
 
 
-def test_a_forked_child_can_run_kernels():
+def test_a_forked_child_can_run_kernels(python):
     """OpenMP hangs in a forked child, so at one thread no parallel region may be opened."""
     code = """
 import os, torch, genkern

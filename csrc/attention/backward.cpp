@@ -239,17 +239,7 @@ Status backward(const AttentionBackward& args) {
 }  // namespace
 
 Status attention_backward(const AttentionBackward& args) {
-  switch (args.shape.dtype) {
-    case DType::f32:
-      return backward<float>(args);
-    case DType::f64:
-      return backward<double>(args);
-    case DType::bf16:
-      return backward<BFloat16>(args);
-    case DType::f16:
-      return backward<Float16>(args);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(args.shape.dtype, [&](auto t) { return backward<decltype(t)>(args); });
 }
 
 }  // namespace GK_LEVEL

@@ -139,17 +139,7 @@ Status forward(const AttentionForward& args) {
 }  // namespace
 
 Status attention_forward(const AttentionForward& args) {
-  switch (args.shape.dtype) {
-    case DType::f32:
-      return forward<float>(args);
-    case DType::f64:
-      return forward<double>(args);
-    case DType::bf16:
-      return forward<BFloat16>(args);
-    case DType::f16:
-      return forward<Float16>(args);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(args.shape.dtype, [&](auto t) { return forward<decltype(t)>(args); });
 }
 
 }  // namespace GK_LEVEL

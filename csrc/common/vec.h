@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "dtype.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -41,6 +43,22 @@ struct AccOf<Float16> {
 };
 template <class T>
 using Acc = typename AccOf<T>::type;
+
+// run(T{}) for the storage type T that `dtype` names.
+template <class Run>
+inline Status for_dtype(DType dtype, const Run& run) {
+  switch (dtype) {
+    case DType::f32:
+      return run(float{});
+    case DType::f64:
+      return run(double{});
+    case DType::bf16:
+      return run(BFloat16{});
+    case DType::f16:
+      return run(Float16{});
+  }
+  return Status::unknown_dtype;
+}
 
 template <class T, int bytes = GK_VECTOR_BYTES>
 struct VecOf {

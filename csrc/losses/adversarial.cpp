@@ -241,31 +241,11 @@ Status backward(const AdversarialBackward& args) {
 }  // namespace
 
 Status adversarial_forward(const AdversarialForward& args) {
-  switch (args.dtype) {
-    case DType::f32:
-      return forward<float>(args);
-    case DType::f64:
-      return forward<double>(args);
-    case DType::bf16:
-      return forward<BFloat16>(args);
-    case DType::f16:
-      return forward<Float16>(args);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(args.dtype, [&](auto t) { return forward<decltype(t)>(args); });
 }
 
 Status adversarial_backward(const AdversarialBackward& args) {
-  switch (args.dtype) {
-    case DType::f32:
-      return backward<float>(args);
-    case DType::f64:
-      return backward<double>(args);
-    case DType::bf16:
-      return backward<BFloat16>(args);
-    case DType::f16:
-      return backward<Float16>(args);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(args.dtype, [&](auto t) { return backward<decltype(t)>(args); });
 }
 
 }  // namespace GK_LEVEL

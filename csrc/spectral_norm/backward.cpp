@@ -138,17 +138,8 @@ Status backward(const SpectralBackward* list, int64_t count, int threads) {
 
 Status spectral_norm_backward(const SpectralBackward* list, int64_t count,
                               const SpectralOptions& options) {
-  switch (options.dtype) {
-    case DType::f32:
-      return backward<float>(list, count, options.threads);
-    case DType::f64:
-      return backward<double>(list, count, options.threads);
-    case DType::bf16:
-      return backward<BFloat16>(list, count, options.threads);
-    case DType::f16:
-      return backward<Float16>(list, count, options.threads);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(options.dtype,
+                   [&](auto t) { return backward<decltype(t)>(list, count, options.threads); });
 }
 
 }  // namespace GK_LEVEL

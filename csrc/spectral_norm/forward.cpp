@@ -275,17 +275,8 @@ Status forward(const SpectralForward* list, int64_t count, const SpectralOptions
 
 Status spectral_norm_forward(const SpectralForward* list, int64_t count,
                              const SpectralOptions& options) {
-  switch (options.dtype) {
-    case DType::f32:
-      return forward<float>(list, count, options);
-    case DType::f64:
-      return forward<double>(list, count, options);
-    case DType::bf16:
-      return forward<BFloat16>(list, count, options);
-    case DType::f16:
-      return forward<Float16>(list, count, options);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(options.dtype,
+                   [&](auto t) { return forward<decltype(t)>(list, count, options); });
 }
 
 }  // namespace GK_LEVEL
