@@ -1,6 +1,7 @@
 """What the ops share of autograd: a short way in, and second derivatives by the reference."""
 
 import torch
+from torch.autograd import forward_ad
 
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
@@ -17,6 +18,35 @@ def entry(function):
         return function.apply(*args) if _transforms_active() else direct(*args)
 
     return apply
+
+
+def no_transforms(op):
+    """The sentence for transforms that the kernels don't know."""
+    return (
+        f"{op}: torch.func transforms (jvp, vmap, grad, …) and forward-mode differentiation are "
+        f"not supported by the kernels: run it, uncompiled, inside "
+        f'genkern.use_backend("reference")'
+    )
+
+
+def has_tangent(*tensors):
+    """Whether forward-mode differentiation runs through any of these (None is skipped)."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def refuse_tangents(op, *tensors):
+    """Raises NotImplementedError where torch.library's custom_op would drop a tangent, and the
+    derivative would be zero without a word. For the implementation of a library op."""
+    if has_tangent(*tensors):
+        raise NotImplementedError(no_transforms(op))
+
+
+def refuse_tracing_tangents(op):
+    """The same for the fake implementation, whose tensors can't be asked for their tangents."""
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(no_transforms(op))
 
 
 def differentiable_gradients(reference, inputs, grad_outputs):

@@ -281,6 +281,13 @@ def test_jvp_is_refused_not_zero():
         jvp(losses.hinge.d, (real, fake), (real, fake))
 
 
+def test_jvp_is_refused_when_compiled():
+    real, fake = logits(5).detach(), logits(5).detach()
+    tangent = torch.compile(lambda r, f: jvp(losses.hinge.d, (r, f), (r, f)), fullgraph=True)
+    with pytest.raises(Exception, match="not supported by the kernels"):
+        tangent(real, fake)
+
+
 def test_r1():
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     w = torch.randn(3, dtype=torch.float64, requires_grad=True)

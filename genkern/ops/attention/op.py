@@ -11,11 +11,10 @@ from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from genkern import backend as backends
 from genkern._native import native
-from genkern.ops._autograd import differentiable_gradients, entry
+from genkern.ops._autograd import differentiable_gradients, entry, has_tangent, no_transforms
 from genkern.ops._tensors import (
     ARITHMETIC,
     DTYPE_NUMBER,
@@ -137,23 +136,11 @@ def _record_reference_backward(_):
     backends.record(OP + ".backward", "reference", "the forward ran there")
 
 
-_NO_TRANSFORMS = (
-    f"{OP}: torch.func transforms (jvp, vmap, grad, …) and forward-mode differentiation are not "
-    f'supported by the kernels: run it, uncompiled, inside genkern.use_backend("reference")'
-)
-
-
 def _refuse_transforms(*tensors):
     """Kernels know nothing of tangents and batches that torch.func hides inside a tensor."""
     wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
-    if wrapped or _has_tangent(tensors):
-        raise NotImplementedError(_NO_TRANSFORMS)
-
-
-def _has_tangent(tensors):
-    if forward_ad._current_level < 0:
-        return False
-    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    if wrapped or has_tangent(*tensors):
+        raise NotImplementedError(no_transforms(OP))
 
 
 class _Attention(torch.autograd.Function):
@@ -311,13 +298,13 @@ def _nothing(q):
 
 @torch.library.register_vmap("genkern::attention")
 def _(info, in_dims, *_):
-    raise NotImplementedError(_NO_TRANSFORMS)
+    raise NotImplementedError(no_transforms(OP))
 
 
 @torch.library.impl("genkern::attention", "Autograd")
 def _library_op(q, k, v, is_causal, scale):
-    if _has_tangent((q, k, v)):
-        raise NotImplementedError(_NO_TRANSFORMS)
+    if has_tangent(q, k, v):
+        raise NotImplementedError(no_transforms(OP))
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _LibraryAttention.apply(q, k, v, is_causal, scale)
     return _below_autograd(q, k, v, is_causal, scale)

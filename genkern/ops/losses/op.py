@@ -11,7 +11,12 @@ import torch
 
 from genkern import backend as backends
 from genkern._native import native
-from genkern.ops._autograd import differentiable_gradients, entry
+from genkern.ops._autograd import (
+    differentiable_gradients,
+    entry,
+    refuse_tangents,
+    refuse_tracing_tangents,
+)
 from genkern.ops._tensors import (
     ARITHMETIC,
     DTYPE_NUMBER,
@@ -252,6 +257,7 @@ FORM_SCHEMA = "str phi, bool paired, float[] numbers"
     schema=f"(Tensor? real, Tensor fake, {FORM_SCHEMA}) -> (Tensor, Tensor)",
 )
 def _library_op(real, fake, phi, paired, numbers):
+    refuse_tangents(OP, real, fake)
     backend = backends.choose(OP, fake, KERNELS)
     form = _form(phi, paired, numbers)
     return _forward(backend, form, _dense("real", real), _dense("fake", fake), True)
@@ -259,6 +265,7 @@ def _library_op(real, fake, phi, paired, numbers):
 
 @_library_op.register_fake
 def _(real, fake, phi, paired, numbers):
+    refuse_tracing_tangents(OP)
     dtype = ARITHMETIC.get(fake.dtype, fake.dtype)
     return fake.new_empty((), dtype=dtype), fake.new_empty(4, dtype=dtype)
 

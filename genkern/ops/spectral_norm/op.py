@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genkern import backend as backends
 from genkern._native import native
+from genkern.ops._autograd import refuse_tangents, refuse_tracing_tangents
 from genkern.ops._tensors import (
     ARITHMETIC,
     DTYPE_NUMBER,
@@ -247,6 +248,7 @@ def _restore(result, weight):
     "str order) -> (Tensor[], Tensor, Tensor)",
 )
 def _library_op(weights, us, vs, dims, iterations, eps, order):
+    refuse_tangents(OP, *weights)
     settings = Settings(tuple(dims), tuple(iterations), eps, order)
     backend = backends.choose(OP, weights[0], KERNELS)
     weights = [materialized(OP, "a weight", w) for w in weights]
@@ -255,6 +257,7 @@ def _library_op(weights, us, vs, dims, iterations, eps, order):
 
 @_library_op.register_fake
 def _(weights, us, vs, dims, iterations, eps, order):
+    refuse_tracing_tangents(OP)
     dtype = ARITHMETIC.get(weights[0].dtype, weights[0].dtype)
     length = sum(x.shape[0] for x in (*us, *vs))
     return (
