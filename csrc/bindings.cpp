@@ -7,7 +7,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <tuple>

@@ -1,5 +1,5 @@
 // Element types of the tensors that a launcher may be given. The numbers are part of the Python
-// interface (genkern/ops/_dtypes.py).
+// interface (genkern/ops/_tensors.py).
 #pragma once
 
 namespace genkern {

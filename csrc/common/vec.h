@@ -7,7 +7,7 @@
 //                      float for float, BFloat16 and Float16
 //   load<T>(p), store  lanes<Acc<T>>() elements of storage T from or to any address, converted
 //   load_part, store_part   the same for the first n lanes; the others read as zero, are not
-//   written exp, log1p01, select, min, max, sum, hmax
+//   written exp, log1p01, select, min, max, sum
 #pragma once
 
 #include <stdint.h>
@@ -135,12 +135,6 @@ inline double sum(Vec<double> x) {
   double total = 0;
   for (int i = 0; i < lanes<double>(); ++i) total += x[i];
   return total;
-}
-template <class V>
-inline auto hmax(V x) -> decltype(x[0] + 0) {
-  auto top = x[0];
-  for (unsigned i = 1; i < sizeof(V) / sizeof(top); ++i) top = x[i] > top ? x[i] : top;
-  return top;
 }
 
 // ---- Storage types ------------------------------------------------------------------------------
