@@ -23,10 +23,10 @@ class BackwardPass {
   BackwardPass(const AttentionBackward& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
-        grad_out(carve, problem.dv),
+        k(carve, problem.M, problem.d, in_score | in_to_queries),
+        v(carve, problem.M, problem.dv, in_score),
+        q(carve, problem.d, in_score | in_to_keys),
+        grad_out(carve, problem.dv, in_score | in_to_keys),
         p_tiles(carve, problem.M),
         dp_tiles(carve, problem.M),
         tanh_tiles(problem.softcap > 0 ? Tiles<E>(carve, problem.M) : Tiles<E>()),
@@ -50,7 +50,7 @@ class BackwardPass {
       make_logit_gradients(block, j0, keys, vectors);
       if (args.grads.v.data) {
         if (problem.dropout > 0) multiply(p, z_tiles.at(block, j0), keys, vectors);
-        operand.take(p, keys, vectors);
+        operand.take(p, keys, block.queries, in_to_keys);
         E::to_keys(sums.v, j0, keys, operand, grad_out, block.queries);
       }
       if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, ds, keys, vectors);
@@ -62,7 +62,7 @@ class BackwardPass {
         });
       }
       if (!args.grads.q.data && !args.grads.k.data) return;
-      operand.take(ds, keys, vectors);
+      operand.take(ds, keys, block.queries, in_to_queries | in_to_keys);
       if (args.grads.q.data) E::to_queries(dq, k, j0, keys, operand, vectors);
       if (args.grads.k.data) E::to_keys(sums.k, j0, keys, operand, q, block.queries);
     });

@@ -20,9 +20,9 @@ class ForwardPass {
   ForwardPass(const AttentionForward& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
+        k(carve, problem.M, problem.d, in_score),
+        v(carve, problem.M, problem.dv, in_to_queries),
+        q(carve, problem.d, in_score),
         s(carve.rows<A>(E::tile, E::width)),
         z(problem.dropout > 0 ? carve.rows<A>(E::tile, E::width) : Rows<A>{}),
         operand(carve),
@@ -55,7 +55,7 @@ class ForwardPass {
           store(s.data + at, load(s.data + at) * load(z.data + at));
         });
       }
-      operand.take(s, keys, vectors);
+      operand.take(s, keys, block.queries, in_to_queries);
       E::to_queries(out_sum, v, j0, keys, operand, vectors);
     }
     write(block);
@@ -75,11 +75,11 @@ class ForwardPass {
       const Vec<A> shift = select(new_top == minus_infinity<A>, Vec<A>{}, new_top);
       Vec<A> more{};
       for (int64_t j = 0; j < keys; ++j) {
-        const Vec<A> p = exp((load(at + j * E::width) - shift) * factor);
+        const Vec<A> p = E::exponential(load(at + j * E::width) - shift, factor);
         store(at + j * E::width, p);
         more += p;
       }
-      const Vec<A> shrink = exp((old_top - shift) * factor);
+      const Vec<A> shrink = E::exponential(old_top - shift, factor);
       store(top + w * L, new_top);
       store(sum + w * L, load(sum + w * L) * shrink + more);
       for (int64_t e = 0; e < problem.dv; ++e) {

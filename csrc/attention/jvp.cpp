@@ -21,10 +21,10 @@ class JvpPass {
   JvpPass(const AttentionJvp& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
-        tangents(problem, args.tangents, carve),
+        k(carve, problem.M, problem.d, in_score),
+        v(carve, problem.M, problem.dv, in_to_queries),
+        q(carve, problem.d, in_score),
+        tangents(problem, args.tangents, carve, in_score, in_to_queries, in_score),
         p_tiles(carve, problem.M),
         t_tiles(carve, problem.M),
         work(carve.rows<A>(E::tile, E::width)),
@@ -52,10 +52,10 @@ class JvpPass {
         multiply(p, work, keys, vectors);
       }
       subtract_and_weigh(t, p, keys, vectors);
-      operand.take(t, keys, vectors);
+      operand.take(t, keys, block.queries, in_to_queries);
       E::to_queries(out_sum, v, j0, keys, operand, vectors);
       if (tangents.has_v()) {
-        operand.take(p, keys, vectors);
+        operand.take(p, keys, block.queries, in_to_queries);
         E::to_queries(out_sum, tangents.v, j0, keys, operand, vectors);
       }
     });

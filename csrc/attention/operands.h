@@ -19,12 +19,20 @@
 namespace genkern {
 namespace GK_LEVEL {
 
+// Which products an operand takes part in, so that an engine makes the forms that these want.
+enum Use : int { in_score = 1, in_to_queries = 2, in_to_keys = 4 };
+
 template <class T>
 struct FmaEngine {
   using A = Acc<T>;
+  struct Session {  // what a thread needs while it uses the engine: nothing
+    Session() {}
+  };
   static constexpr int64_t width = max_vectors * lanes<A>();  // queries of a block
   static constexpr int64_t tile = 48;                         // keys of a tile
   static constexpr int64_t grain = step;                      // keys that products take at once
+
+  static Vec<A> exponential(Vec<A> x, A factor) { return exp(x * factor); }
 
   // A matrix of one head's keys.
   struct Keys {
@@ -32,7 +40,7 @@ struct FmaEngine {
     Rows<const A> body, tail;
     int64_t tail_from, columns;
 
-    Keys(Carver& carve, int64_t keys, int64_t columns)
+    Keys(Carver& carve, int64_t keys, int64_t columns, int /*uses*/)
         : packed(carve.rows<A>(round_up(keys, tile), round_up(columns, step))), columns(columns) {}
 
     void take(Rows<const T> from, int64_t keys) {
@@ -59,7 +67,7 @@ struct FmaEngine {
     Rows<A> rows, transposed;
     int64_t columns;
 
-    Queries(Carver& carve, int64_t columns)
+    Queries(Carver& carve, int64_t columns, int /*uses*/)
         : rows(carve.rows<A>(width, round_up(columns, lanes<A>()))),
           transposed(carve.rows<A>(round_up(columns, lanes<A>()), width)),
           columns(columns) {}
@@ -75,7 +83,7 @@ struct FmaEngine {
     Rows<const A> tile;
 
     explicit Operand(Carver&) {}
-    void take(Rows<A> from, int64_t /*keys*/, int64_t /*vectors*/) { tile = constant(from); }
+    void take(Rows<A> from, int64_t /*keys*/, int64_t /*queries*/, int /*uses*/) { tile = constant(from); }
   };
 
   // Sums over keys, transposed: [columns][queries].
@@ -108,9 +116,6 @@ struct FmaEngine {
                                    vectors_for<A>(queries.columns), live_queries);
   }
 };
-
-template <class T>
-using Engine = FmaEngine<T>;
 
 }  // namespace GK_LEVEL
 }  // namespace genkern

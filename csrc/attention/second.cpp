@@ -27,11 +27,12 @@ class SecondPass {
   SecondPass(const AttentionSecond& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
-        grad_out(carve, problem.dv),
-        tangents(problem, args.tangents, carve),
+        k(carve, problem.M, problem.d, in_score | in_to_queries),
+        v(carve, problem.M, problem.dv, in_score | in_to_queries),
+        q(carve, problem.d, in_score | in_to_keys),
+        grad_out(carve, problem.dv, in_score | in_to_keys),
+        tangents(problem, args.tangents, carve, in_score | in_to_queries, in_score | in_to_queries,
+                 in_score | in_to_keys),
         p_tiles(carve, problem.M),
         dp_tiles(carve, problem.M),
         t_tiles(carve, problem.M),
@@ -184,24 +185,24 @@ class SecondPass {
                     int64_t vectors, Rows<A> p, Rows<A> ds, Rows<A> pt, Rows<A> w) {
     const InputGradients& grads = args.grads;
     if (grads.q.data || grads.k.data) {
-      operand.take(w, keys, vectors);
+      operand.take(w, keys, block.queries, in_to_queries | in_to_keys);
       if (grads.q.data) E::to_queries(q_sum, k, j0, keys, operand, vectors);
       if (grads.k.data) E::to_keys(sums.k, j0, keys, operand, q, block.queries);
     }
     if ((grads.q.data && tangents.has_k()) || (grads.k.data && tangents.has_q())) {
-      operand.take(ds, keys, vectors);
+      operand.take(ds, keys, block.queries, in_to_queries | in_to_keys);
       if (grads.q.data && tangents.has_k())
         E::to_queries(q_sum, tangents.k, j0, keys, operand, vectors);
       if (grads.k.data && tangents.has_q())
         E::to_keys(sums.k, j0, keys, operand, tangents.q, block.queries);
     }
     if (grads.v.data || args.out_grad_out.data) {
-      operand.take(pt, keys, vectors);
+      operand.take(pt, keys, block.queries, in_to_queries | in_to_keys);
       if (args.out_grad_out.data) E::to_queries(out_sum, v, j0, keys, operand, vectors);
       if (grads.v.data) E::to_keys(sums.v, j0, keys, operand, grad_out, block.queries);
     }
     if (args.out_grad_out.data && tangents.has_v()) {
-      operand.take(p, keys, vectors);
+      operand.take(p, keys, block.queries, in_to_queries);
       E::to_queries(out_sum, tangents.v, j0, keys, operand, vectors);
     }
   }

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "logits.h"
-#include "operands.h"
+#include "engine.h"
 
 namespace genkern {
 namespace GK_LEVEL {
@@ -74,7 +74,7 @@ class Softmax {
       const Vec<A> row_inverse = load(inverse + w * lanes<A>());
       A* at = tile.data + w * lanes<A>();
       for (int64_t j = 0; j < keys; ++j, at += tile.stride)
-        store(at, exp((load(at) - row_shift) * factor) * row_inverse);
+        store(at, E::exponential(load(at) - row_shift, factor) * row_inverse);
     }
   }
 
