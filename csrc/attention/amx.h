@@ -114,10 +114,10 @@ using Bits512 = __m512i;
 inline Bits512 load_bits(const void* from) { return _mm512_loadu_si512(from); }
 inline void store_bits(void* to, Bits512 x) { _mm512_storeu_si512(to, x); }
 
-// 16 numbers of each, rounded: `low` in the lower half.
-inline Bits512 round_both(Vec<float> low, Vec<float> high) {
+// 16 numbers of each, rounded: `low` in the lower half; 0 where not `seen`.
+inline Bits512 round_both(Vec<float> low, Vec<float> high, __mmask32 seen) {
   return bit_cast<Bits512>(
-      _mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low)));
+      _mm512_maskz_cvtne2ps_pbh(seen, bit_cast<__m512>(high), bit_cast<__m512>(low)));
 }
 
 // Half-words 0, 16, 1, 17, …: the pairs of a register's two halves.
@@ -247,28 +247,41 @@ struct AmxEngine {
         : rows(carve.rows<T>(tile, width)), pairs(carve.rows<Pair>(tile / 2, width)) {}
 
     void take(Rows<A> from, int64_t keys, int64_t queries, int uses) {
-      const int64_t whole = round_up(keys, tile_depth);
-      for (int64_t j = keys; j < whole; ++j)
-        memset(from.row(j), 0, size_t(width) * sizeof(A));
-      if (uses & in_to_queries) {
-        const int64_t vectors = vectors_for<A>(queries);
-        for (int64_t j = 0; j < whole; j += 2)
-          for (int64_t w = 0; w < vectors; ++w) {
-            const Vec<A> even = load(from.row(j) + w * 16), odd = load(from.row(j + 1) + w * 16);
-            store_bits(pairs.row(j / 2) + w * 16, interleave_halves(round_both(even, odd)));
-          }
+      for (int64_t lane = 0; lane < queries; lane += lanes<A>())
+        fill(from, keys, queries, lane, uses, [&](int64_t at) { return load(from.data + at); });
+    }
+
+    template <class Value>
+    void fill(Rows<A> in, int64_t keys, int64_t queries, int64_t lane, int uses,
+              const Value& value) {
+      // Lanes beyond the queries may hold anything, also infinities.
+      const int64_t live = smaller(queries - lane, lanes<A>());
+      const __mmask32 seen = ((1u << live) - 1) * 0x10001u;
+      int64_t j = 0, at = lane;
+      for (; j + 2 <= keys; j += 2, at += 2 * in.stride) {
+        const Vec<A> even = value(at);
+        put(j, lane, uses, round_both(even, value(at + in.stride), seen));
       }
-      if (uses & in_to_keys)
-        for (int64_t i = 0; i < queries; i += 32) {
-          // Lanes beyond the queries may hold anything.
-          const Mask<A> left = first_lanes<A>(smaller(16, queries - i));
-          const Mask<A> right = first_lanes<A>(smaller(16, larger(0, queries - i - 16)));
-          for (int64_t j = 0; j < whole; ++j) {
-            const Vec<A> low = load(from.row(j) + i), high = load(from.row(j) + i + 16);
-            store_bits(rows.row(j) + i, round_both(select(left, low, Vec<A>{}),
-                                                   select(right, high, Vec<A>{})));
-          }
-        }
+      if (j < keys) {
+        put(j, lane, uses, round_both(value(at), Vec<A>{}, seen));
+        j += 2;
+      }
+      for (const int64_t whole = round_up(keys, tile_depth); j < whole; j += 2)
+        put(j, lane, uses, Bits512{});
+      // Products take queries two vectors at a time.
+      const int64_t next = lane + lanes<A>();
+      if ((uses & in_to_keys) && next >= queries && next % tile_depth != 0)
+        for (j = 0; j < round_up(keys, tile_rows); j += 2) put(j, next, in_to_keys, Bits512{});
+    }
+
+   private:
+    // 16 numbers of row j in the lower half, of row j + 1 in the upper.
+    void put(int64_t j, int64_t lane, int uses, Bits512 both) {
+      if (uses & in_to_queries) store_bits(pairs.row(j / 2) + lane, interleave_halves(both));
+      if (uses & in_to_keys) {
+        _mm256_storeu_si256((__m256i*)(rows.row(j) + lane), _mm512_castsi512_si256(both));
+        _mm256_storeu_si256((__m256i*)(rows.row(j + 1) + lane), _mm512_extracti64x4_epi64(both, 1));
+      }
     }
   };
 

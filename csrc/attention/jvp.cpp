@@ -51,8 +51,12 @@ class JvpPass {
         dropout_tile(problem, work, block, j0, keys, vectors);
         multiply(p, work, keys, vectors);
       }
-      subtract_and_weigh(t, p, keys, vectors);
-      operand.take(t, keys, block.queries, in_to_queries);
+      for (int64_t w = 0; w < vectors; ++w) {
+        const Vec<A> mean = load(tau + w * lanes<A>());
+        operand.fill(t, keys, block.queries, w * lanes<A>(), in_to_queries, [&](int64_t at) {
+          return (load(t.data + at) - mean) * load(p.data + at);
+        });
+      }
       E::to_queries(out_sum, v, j0, keys, operand, vectors);
       if (tangents.has_v()) {
         operand.take(p, keys, block.queries, in_to_queries);
@@ -82,17 +86,6 @@ class JvpPass {
       add_query_totals(tau, E::width, keys, vectors,
                        [&](int64_t at) { return load(p.data + at) * load(t.data + at); });
     });
-  }
-
-  // T becomes P∘(T - τ).
-  void subtract_and_weigh(Rows<A> t, Rows<A> p, int64_t keys, int64_t vectors) const {
-    for (int64_t w = 0; w < vectors; ++w) {
-      const Vec<A> mean = load(tau + w * lanes<A>());
-      for (int64_t j = 0; j < keys; ++j) {
-        A* at = t.row(j) + w * lanes<A>();
-        store(at, (load(at) - mean) * load(p.row(j) + w * lanes<A>()));
-      }
-    }
   }
 
   const AttentionJvp& args;

@@ -78,12 +78,21 @@ struct FmaEngine {
     }
   };
 
-  // A tile in the form that to_queries and to_keys want.
+  // A tile in the form that to_queries and to_keys want: one that lies ready, or, `lane` by `lane`,
+  // numbers value(offset in the tile), each asked for once and in the order of keys.
   struct Operand {
     Rows<const A> tile;
 
     explicit Operand(Carver&) {}
-    void take(Rows<A> from, int64_t /*keys*/, int64_t /*queries*/, int /*uses*/) { tile = constant(from); }
+    void take(Rows<A> from, int64_t /*keys*/, int64_t /*queries*/, int /*uses*/) {
+      tile = constant(from);
+    }
+    template <class Value>
+    void fill(Rows<A> in, int64_t keys, int64_t /*queries*/, int64_t lane, int /*uses*/,
+              const Value& value) {
+      tile = constant(in);
+      for (int64_t j = 0, at = lane; j < keys; ++j, at += in.stride) store(in.data + at, value(at));
+    }
   };
 
   // Sums over keys, transposed: [columns][queries].

@@ -62,16 +62,17 @@ class SecondPass {
     E::clear_query_sums(q_sum, problem.d);
     E::clear_query_sums(out_sum, problem.dv);
     each_tile<E>(block, [&](int64_t j0, int64_t keys) {
-      const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
-      const Rows<A> pt = t_tiles.at(block, j0), w = e_tiles.at(block, j0);
-      make_weights(block, j0, keys, vectors);
+      const Rows<A> p = p_tiles.at(block, j0), pt = t_tiles.at(block, j0);
+      const Rows<A> w = e_tiles.at(block, j0);
+      const bool ready = args.grads.key_bias.data || problem.softcap > 0 || problem.dropout > 0;
+      if (ready) make_weights(block, j0, keys, vectors);
       if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, w, keys, vectors);
       if (problem.softcap > 0) through_softcap(block, j0, keys, vectors);
       if (problem.dropout > 0) {
         multiply(p, z_tiles.at(block, j0), keys, vectors);
         multiply(pt, z_tiles.at(block, j0), keys, vectors);
       }
-      multiply_out(block, sums, j0, keys, vectors, p, ds, pt, w);
+      multiply_out(block, sums, j0, keys, vectors, ready);
     });
     write(args.grads.q, q_sum, problem.d, A(problem.scale), block);
     write(args.out_grad_out, out_sum, problem.dv, A(1), block);
@@ -181,23 +182,43 @@ class SecondPass {
     });
   }
 
+  // The operand becomes P∘(factor - level), or the tile of factors as it is.
+  void take_weighted(Rows<A> factors, const A* row_level, const Block& block, int64_t j0,
+                     int64_t keys, bool as_it_is) {
+    constexpr int uses = in_to_queries | in_to_keys;
+    if (as_it_is) {
+      operand.take(factors, keys, block.queries, uses);
+      return;
+    }
+    const A* p = p_tiles.at(block, j0).data;
+    for (int64_t lane = 0; lane < block.queries; lane += lanes<A>()) {
+      const Vec<A> here = row_level ? load(row_level + lane) : Vec<A>{};
+      operand.fill(factors, keys, block.queries, lane, uses, [&](int64_t at) {
+        return load(p + at) * (load(factors.data + at) - here);
+      });
+    }
+  }
+
+  // `ready`: make_weights has been here.
   void multiply_out(const Block& block, const KeySums<T>& sums, int64_t j0, int64_t keys,
-                    int64_t vectors, Rows<A> p, Rows<A> ds, Rows<A> pt, Rows<A> w) {
+                    int64_t vectors, bool ready) {
     const InputGradients& grads = args.grads;
+    const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
+    const Rows<A> pt = t_tiles.at(block, j0), w = e_tiles.at(block, j0);
     if (grads.q.data || grads.k.data) {
-      operand.take(w, keys, block.queries, in_to_queries | in_to_keys);
+      take_weighted(w, rho, block, j0, keys, ready);
       if (grads.q.data) E::to_queries(q_sum, k, j0, keys, operand, vectors);
       if (grads.k.data) E::to_keys(sums.k, j0, keys, operand, q, block.queries);
     }
     if ((grads.q.data && tangents.has_k()) || (grads.k.data && tangents.has_q())) {
-      operand.take(ds, keys, block.queries, in_to_queries | in_to_keys);
+      take_weighted(ds, nullptr, block, j0, keys, ready);
       if (grads.q.data && tangents.has_k())
         E::to_queries(q_sum, tangents.k, j0, keys, operand, vectors);
       if (grads.k.data && tangents.has_q())
         E::to_keys(sums.k, j0, keys, operand, tangents.q, block.queries);
     }
     if (grads.v.data || args.out_grad_out.data) {
-      operand.take(pt, keys, block.queries, in_to_queries | in_to_keys);
+      take_weighted(pt, nullptr, block, j0, keys, ready);
       if (args.out_grad_out.data) E::to_queries(out_sum, v, j0, keys, operand, vectors);
       if (grads.v.data) E::to_keys(sums.v, j0, keys, operand, grad_out, block.queries);
     }
