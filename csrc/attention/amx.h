@@ -4,9 +4,10 @@
 // in pairs. Here a matrix that comes from the left lies in rows, one from the right in pairs of
 // rows (`Pair`), both padded by zeros to whole tiles:
 //
-//   score         keys [keys][features]            · queries in pairs of features [features/2][queries]
-//   to_queries    keysᵀ, panels of `tile` keys     · tile in pairs of keys [keys/2][queries]
-//   to_keys       tile [keys][queries]             · queries in pairs of queries [queries/2][features]
+//   score         keys [keys][features]            · queries in pairs of features
+//   [features/2][queries] to_queries    keysᵀ, panels of `tile` keys     · tile in pairs of keys
+//   [keys/2][queries] to_keys       tile [keys][queries]             · queries in pairs of queries
+//   [queries/2][features]
 //
 // The passes' tiles are fp32 and centred before they are rounded to bf16 for a product.
 #pragma once
@@ -202,7 +203,8 @@ struct AmxEngine {
           panels(carve.rows<T>(
               uses & in_to_queries ? round_up(keys, tile) / tile * round_up(columns, tile_rows) : 0,
               tile)),
-          pairs(carve.rows<Pair>(uses & in_to_queries ? tile / 2 : 0, round_up(columns, tile_rows))),
+          pairs(
+              carve.rows<Pair>(uses & in_to_queries ? tile / 2 : 0, round_up(columns, tile_rows))),
           columns(columns),
           uses(uses) {}
 
@@ -214,7 +216,9 @@ struct AmxEngine {
         transpose<float>(words(panel(j)), constant(words(pairs)), tile / 2, pairs.stride);
       }
     }
-    Rows<T> panel(int64_t j0) const { return panels.from(j0 / tile * round_up(columns, tile_rows)); }
+    Rows<T> panel(int64_t j0) const {
+      return panels.from(j0 / tile * round_up(columns, tile_rows));
+    }
   };
 
   struct Queries {

@@ -55,10 +55,9 @@ class BackwardPass {
       } else {
         for (int64_t w = 0; w < vectors; ++w) {
           const Vec<A> row_level = load(level + w * lanes<A>());
-          operand.fill(ds, keys, block.queries, w * lanes<A>(), in_to_queries | in_to_keys,
-                       [&](int64_t at) {
-                         return load(p.data + at) * (load(ds.data + at) - row_level);
-                       });
+          operand.fill(
+              ds, keys, block.queries, w * lanes<A>(), in_to_queries | in_to_keys,
+              [&](int64_t at) { return load(p.data + at) * (load(ds.data + at) - row_level); });
         }
       }
       if (args.grads.q.data) E::to_queries(dq, k, j0, keys, operand, vectors);

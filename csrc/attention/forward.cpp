@@ -63,8 +63,14 @@ class ForwardPass {
     for (int64_t w = 0; w < vectors; ++w) {
       A* at = s.data + w * L;
       const Vec<A> old_top = load(top + w * L);
-      Vec<A> new_top = old_top;
-      for (int64_t j = 0; j < keys; ++j) new_top = max(new_top, load(at + j * E::width));
+      // Two at a time, because each waits for the one before.
+      Vec<A> new_top = old_top, odd_top = old_top;
+      for (int64_t j = 0; j + 1 < keys; j += 2) {
+        new_top = max(new_top, load(at + j * E::width));
+        odd_top = max(odd_top, load(at + (j + 1) * E::width));
+      }
+      if (keys % 2 != 0) new_top = max(new_top, load(at + (keys - 1) * E::width));
+      new_top = max(new_top, odd_top);
       // All keys so far at -inf: any finite shift gives the zeros that are due.
       const Vec<A> shift = select(new_top == minus_infinity<A>, Vec<A>{}, new_top);
       Vec<A> more{};

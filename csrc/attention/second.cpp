@@ -193,9 +193,8 @@ class SecondPass {
     const A* p = p_tiles.at(block, j0).data;
     for (int64_t lane = 0; lane < block.queries; lane += lanes<A>()) {
       const Vec<A> here = row_level ? load(row_level + lane) : Vec<A>{};
-      operand.fill(factors, keys, block.queries, lane, uses, [&](int64_t at) {
-        return load(p + at) * (load(factors.data + at) - here);
-      });
+      operand.fill(factors, keys, block.queries, lane, uses,
+                   [&](int64_t at) { return load(p + at) * (load(factors.data + at) - here); });
     }
   }
 

@@ -8,8 +8,8 @@
 // are multiplied: Σ P·dP rather than dO·O, where a rounded O would cost digits.
 #pragma once
 
-#include "logits.h"
 #include "engine.h"
+#include "logits.h"
 
 namespace genkern {
 namespace GK_LEVEL {

@@ -12,8 +12,8 @@
 #pragma once
 
 #include "../common/parallel.h"
-#include "logits.h"
 #include "engine.h"
+#include "logits.h"
 
 namespace genkern {
 namespace GK_LEVEL {
