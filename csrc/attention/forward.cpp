@@ -73,12 +73,11 @@ class ForwardPass {
       for (int64_t j = 0; j < keys; ++j) new_top = max(new_top, load(at + j * E::width));
       // All keys so far at -inf: any finite shift gives the zeros that are due.
       const Vec<A> shift = select(new_top == minus_infinity<A>, Vec<A>{}, new_top);
-      Vec<A> more{};
-      for (int64_t j = 0; j < keys; ++j) {
+      const Vec<A> more = sum_over_keys<A>(keys, [&](int64_t j) {
         const Vec<A> p = exp((load(at + j * E::width) - shift) * factor);
         store(at + j * E::width, p);
-        more += p;
-      }
+        return p;
+      });
       const Vec<A> shrink = exp((old_top - shift) * factor);
       store(top + w * L, new_top);
       store(sum + w * L, load(sum + w * L) * shrink + more);

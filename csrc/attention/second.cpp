@@ -134,8 +134,7 @@ class SecondPass {
     for (int64_t w = 0; w < vectors; ++w) {
       const int64_t lane = w * lanes<A>();
       const Vec<A> row_level = load(level + lane), row_tau = load(tau + lane);
-      Vec<A> total{};
-      for (int64_t j = 0; j < keys; ++j) {
+      const Vec<A> total = sum_over_keys<A>(keys, [&](int64_t j) {
         const int64_t at = j * E::width + lane;
         const Vec<A> centred_dp = load(dp.data + at) - row_level;
         const Vec<A> centred_t = load(t.data + at) - row_tau;
@@ -143,8 +142,8 @@ class SecondPass {
         store(dp.data + at, centred_dp);
         store(t.data + at, centred_t);
         store(u.data + at, e);
-        total += load(p.data + at) * e;
-      }
+        return load(p.data + at) * e;
+      });
       store(rho + lane, load(rho + lane) + total);
     }
   }
