@@ -1,6 +1,7 @@
 """How exact attention is, all passes, on every instruction-set level: its errors are those of eager
 PyTorch in the same dtype, or hardly more. What is exact is computed in NumPy's long double."""
 
+import functools
 import math
 
 import numpy as np
@@ -11,9 +12,12 @@ import genkern
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-# How much larger than eager's an error may be: of values and first gradients; of second-order
-# gradients and tangents.
+# How much larger than eager's an error may be, as root mean square over a result and the draws: of
+# values and first gradients; of second-order gradients and tangents. The largest single error
+# hangs on one rounding: it may be twice that.
 FIRST, SECOND = 1.25, 2.0
+# Of fp32, whose errors stand highest above its floor, the most draws.
+DRAWS = {torch.float32: 6, torch.float64: 2, torch.bfloat16: 2, torch.float16: 2}
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda v: str(v).removeprefix("torch."))
 
@@ -153,8 +157,8 @@ def peaked(spread):
 def drifting(q, k, v):
     """The running maximum rises at every key: all that was summed before must shrink. The keys that
     count are all near 100, and dq is a difference of them."""
-    M, d = k.shape[-2:]
-    return torch.ones_like(q), torch.linspace(-100, 100, M)[:, None].expand_as(k).to(k), v
+    M = k.shape[-2]
+    return 1 + q / 10, torch.linspace(-100, 100, M)[:, None].expand_as(k).to(k), v
 
 
 def of_mean(mean):
@@ -169,15 +173,14 @@ CASES = {
     "few": ((2, 3, 5, 7, 3, 9), same, {}),
     "SAGAN": ((1, 1, 129, 97, 24, 96), same, {}),
     "wide heads": ((1, 1, 65, 65, 130, 70), same, {}),
-    "long": ((1, 1, 500, 257, 16, 24), same, {}),
+    "long": ((1, 1, 300, 257, 16, 24), same, {}),
     "causal": (SHAPE, same, {"is_causal": True}),
     "window": (SHAPE, same, {"window": (20, 9)}),
     "flat": (SHAPE, peaked(0), {}),
     "peaked": (SHAPE, peaked(10), {}),
     "peaked, causal": (SHAPE, peaked(10), {"is_causal": True}),
-    "one-hot": (SHAPE, peaked(100), {}),
     "large logits": (SHAPE, same, {"scale": 50.0}),
-    "drifting keys": ((1, 1, 9, 300, 4, 4), drifting, {}),
+    "drifting keys": ((1, 2, 70, 300, 4, 4), drifting, {}),
     "mean of 10": (SHAPE, of_mean(10.0), {}),
     "mean of 100": (SHAPE, of_mean(100.0), {}),
     "bias": (SHAPE, same, {}),
@@ -188,25 +191,54 @@ CASES = {
 }
 
 
-def squares(got, right):
-    """Mean square of the errors, and the largest."""
-    errors = np.abs(got.detach().double().numpy().astype(np.longdouble) - right)
-    return np.array([np.square(errors).mean(), errors.max() ** 2])
+@functools.cache
+def without_kernels(case, dtype, draw):
+    """What eager gives, and what is exact: the same at every level."""
+    args = problem(case, dtype, draw)
+    return results(eager, *args), exact(*args)
 
 
-def report(case, dtype, draws):
-    """name -> root mean square and largest error, eager's, and the size of the result."""
+def squared_errors(got, right):
+    """The mean and the largest."""
+    squares = np.square(got.detach().double().numpy().astype(np.longdouble) - right)
+    return squares.mean(), squares.max()
+
+
+def report(case, dtype):
+    """name -> root mean square and largest error, eager's two, and the size of the result."""
     rows = {}
-    for draw in range(draws):
-        args = problem(case, dtype, draw)
-        got, rough, right = by_kernels(*args), results(eager, *args), exact(*args)
+    for draw in range(DRAWS[dtype]):
+        rough, right = without_kernels(case, dtype, draw)
+        got = by_kernels(*problem(case, dtype, draw))
         assert got.keys() == rough.keys() == right.keys()
         for name, e in right.items():
             assert got[name].dtype == dtype and got[name].shape == e.shape
-            rows.setdefault(name, []).append(
-                (squares(got[name], e), squares(rough[name], e), np.abs(e).max())
+            row = (
+                *squared_errors(got[name], e),
+                *squared_errors(rough[name], e),
+                np.square(e).max(),
             )
+            rows.setdefault(name, []).append(row)
     return {
-        n: (np.sqrt(np.mean([a for a, _, _ in x], 0)), np.sqrt(np.mean([b for _, b, _ in x], 0)), max(c for _, _, c in x))
-        for n, x in rows.items()
+        name: [
+            math.sqrt(reduce([row[i] for row in found]))
+            for i, reduce in enumerate((np.mean, np.max, np.mean, np.max, np.max))
+        ]
+        for name, found in rows.items()
     }
+
+
+@pytest.mark.parametrize("case", CASES)
+@every_dtype
+def test_errors_are_eagers(dtype, case, cpu_level):
+    found = report(case, dtype)
+    for name, (ours, our_worst, theirs, their_worst, size) in found.items():
+        said = f"{name}: {ours:.2g}, {our_worst:.2g}, eager {theirs:.2g}, {their_worst:.2g}"
+        if math.isnan(theirs):
+            # Eager's logits left half precision's range.
+            assert dtype == torch.float16 and math.isfinite(ours), said
+            continue
+        ratio = FIRST if name in ("out", "dq", "dk", "dv", "dbias") else SECOND
+        floor = FLOOR[dtype] * max(size, 1.0)
+        assert ours <= max(ratio * theirs, floor), f"{said}, size {size:.2g}"
+        assert our_worst <= max(2 * ratio * their_worst, floor), f"{said}, size {size:.2g}"
