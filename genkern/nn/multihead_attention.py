@@ -54,8 +54,9 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         Floating masks have gradients. Raises AssertionError for a wrong number of dimensions, sizes
         of query, key and value that do not match, or a mask that is neither boolean nor floating;
-        RuntimeError for an attn_mask of the wrong size, another batch in key than in query, and
-        is_causal without attn_mask.
+        RuntimeError for an attn_mask of the wrong size, another batch in key than in query, a
+        mask of another floating dtype (half precision takes float32 masks) and is_causal without
+        attn_mask.
         """
         if query.is_nested or key.is_nested or value.is_nested:
             raise AssertionError(
@@ -72,6 +73,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         q, k, v = (x if is_batched else x.unsqueeze(0) for x in (q, k, v))
         k, v, appended = self._append_keys(k, v)
         is_causal = is_causal and not need_weights and not appended
+        for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
+            _check_precision(name, mask, q.dtype)
         mask = _one_mask(key_padding_mask, None if is_causal else attn_mask, sizes, appended)
         dropout_p = self.dropout if self.training else 0.0
         if need_weights:
@@ -183,6 +186,16 @@ def _check_masks(key_padding_mask, attn_mask, sizes, is_batched, is_causal):
             raise error(
                 f"MultiheadAttention: attn_mask must be {expected}, not {list(attn_mask.shape)}"
             )
+
+
+def _check_precision(name, mask, dtype):
+    """`dtype`: the logits'. Half precision may be masked in fp32, in which it is computed."""
+    if mask is None or mask.dtype in (torch.bool, dtype):
+        return
+    if mask.dtype != torch.float32 or dtype == torch.float64:
+        raise RuntimeError(
+            f"MultiheadAttention: {name} must be boolean or {dtype}, as query, not {mask.dtype}"
+        )
 
 
 def _one_mask(key_padding_mask, attn_mask, sizes, appended):

@@ -380,6 +380,8 @@ def arguments(query=(2, 3, 8), key=(2, 4, 8), value=(2, 4, 8), **options):
         (arguments(key_padding_mask=zeros(3, 4)), "key_padding_mask"),
         (arguments(key_padding_mask=zeros(2, 4, dtype=torch.uint8)), "key_padding_mask"),
         (arguments((3, 8), (4, 8), (4, 8), key_padding_mask=zeros(1, 4)), "key_padding_mask"),
+        (arguments(key_padding_mask=zeros(2, 4, dtype=DOUBLE)), "key_padding_mask"),
+        (arguments(attn_mask=zeros(3, 4, dtype=torch.bfloat16)), "attn_mask"),
         (arguments(is_causal=True), "attn_mask"),
     ],
 )
