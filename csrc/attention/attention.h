@@ -1,16 +1,18 @@
 // Attention: the contract of the launchers. Formulas: genkern/ops/attention/reference.py.
 //
-//   q [B, H, N, d]   k [B, H, M, d]   v [B, H, M, dv]   out [B, H, N, dv]
-//   S = scale·q·kᵀ    P = softmax(S) over allowed keys    out = P·v
+//   q [B, H, N, d]   k [B, Hk, M, d]   v [B, Hk, M, dv]   out [B, H, N, dv]     H a multiple of Hk
+//   X = scale·q·kᵀ      S = softcap·tanh(X/softcap) + bias + key_bias      P = softmax(S)
+//   out = (Z∘P)·v       lse = log Σ exp S
 //
-// Causal: query i sees keys j ≤ i (aligned at the top left, as in PyTorch). A row with no key (M =
-// 0) gives zeros. The last dimension of every tensor is contiguous; the others have any stride, in
-// elements. Nothing N×M is ever stored.
+// Query i sees the keys lo(i) ≤ j < hi(i): lo(i) = max(0, i + offset - left), hi(i) = min(keys of
+// the sequence, i + offset + right + 1). A row with nothing to see gives zeros and lse = -inf. Z is
+// dropout's mask times 1/(1 - p), a function of the seed and the place (masks.h). The last
+// dimension of every tensor is contiguous; the others have any stride, in elements, also 0. Nothing
+// N×M is stored, unless a bias of that size wants a gradient.
 //
-// What the backward needs beside its inputs is in the arithmetic type, fp32 (fp64 for fp64), so
-// that gradients are as exact as if P had been kept: per row a shift and the sum Σ exp(S - shift),
-// whose sum as one rounded logsumexp would cost digits of P; and `wide_out`, out before it is
-// rounded.
+// Of the forward's results the derivatives need two numbers a row, in the arithmetic type, fp32
+// (fp64 for fp64): a shift and the sum Σ exp(S - shift), which as one rounded logsumexp would cost
+// digits of P.
 #pragma once
 
 #include <stdint.h>
@@ -26,36 +28,99 @@ struct Heads {
   int64_t batch, head, row;
 };
 
-struct AttentionShape {
-  DType dtype;
-  int64_t B, H, N, M, d, dv;
-  double scale;
-  bool is_causal;
-  int threads;
+// A number for every row of q, or for every key of every head of k: [B, H, rows], arithmetic type.
+struct RowNumbers {
+  void* data;
+  int64_t batch, head;
 };
 
-// Of every row, [B, H, N] each, contiguous: shift = max of sign(scale)·q·k over its keys, not yet
-// scaled; sum = Σ exp(|scale|·(sign(scale)·q·k - shift)). So log Σ exp S = |scale|·shift + log sum.
-// Both are 0 without keys.
+enum class BiasType : int { storage = 0, arithmetic = 1, boolean = 2 };  // boolean: 0 hides
+
+// An additive term of the logits [B, H, N, M]: strides 0 where it is broadcast. A gradient of one
+// is of the arithmetic type.
+struct Bias {
+  void* data;  // null: there is none
+  BiasType type;
+  int64_t batch, head, row, key;
+};
+
+struct AttentionProblem {
+  DType dtype;
+  int64_t B, H, Hk, N, M, d, dv;
+  double scale, softcap, dropout;  // softcap 0: none
+  int64_t left, right;
+  bool lower_right;  // offset = keys - queries; else 0
+  uint64_t seed;
+  int threads;
+  // Sequences of several lengths, one after another (then N and M are the longest, and batch
+  // strides 0): sequence b has rows [q_starts[b], q_starts[b + 1]) and keys likewise. Or null.
+  const int64_t *q_starts, *k_starts;
+  const int64_t* key_lengths;  // [B], or null: how many keys of each batch element there are
+  Bias bias;
+  RowNumbers key_bias;
+  Heads q, k, v;
+};
+
+// Of every row: shift = max S and sum = Σ exp(S - shift), both 0 where nothing is seen. Without
+// softcap and bias, shift is in units of |scale|: S = |scale|·(sign(scale)·q·k).
 struct SoftmaxRows {
-  void *shift, *sum;
+  RowNumbers shift, sum;
+};
+
+// Tangents of (or cotangents of the gradients of) the inputs; data null: zero.
+struct Tangents {
+  Heads q, k, v;
+  Bias bias;
+  RowNumbers key_bias;
+};
+
+// Results of the inputs' shapes; data null: not wanted.
+struct InputGradients {
+  Heads q, k, v;
+  Bias bias;
+  RowNumbers key_bias;
 };
 
 struct AttentionForward {
-  AttentionShape shape;
-  Heads q, k, v, out;
+  AttentionProblem problem;
+  Heads out;
   SoftmaxRows rows;
-  Heads wide_out;  // data null: not wanted
+  RowNumbers lse;  // data null: not wanted
 };
 
+// The gradients of ⟨grad_out, out⟩ + ⟨grad_lse, lse⟩.
 struct AttentionBackward {
-  AttentionShape shape;
-  Heads q, k, v, wide_out, grad_out;
+  AttentionProblem problem;
   SoftmaxRows rows;
-  Heads grad_q, grad_k, grad_v;  // data null: not wanted
+  Heads grad_out;
+  RowNumbers grad_lse;  // data null: zero
+  InputGradients grads;
+};
+
+// The gradients of ⟨backward's results, tangents⟩, with respect to inputs, grad_out and grad_lse.
+struct AttentionSecond {
+  AttentionProblem problem;
+  SoftmaxRows rows;
+  Heads grad_out;
+  RowNumbers grad_lse;
+  Tangents tangents;
+  InputGradients grads;
+  Heads out_grad_out;
+  RowNumbers out_grad_lse;
+};
+
+// The derivative of out and lse along the tangents.
+struct AttentionJvp {
+  AttentionProblem problem;
+  SoftmaxRows rows;
+  Tangents tangents;
+  Heads out_tangent;
+  RowNumbers lse_tangent;
 };
 
 GK_EACH_LEVEL(Status attention_forward(const AttentionForward& args);
-              Status attention_backward(const AttentionBackward& args);)
+              Status attention_backward(const AttentionBackward& args);
+              Status attention_second(const AttentionSecond& args);
+              Status attention_jvp(const AttentionJvp& args);)
 
 }  // namespace genkern

@@ -7,7 +7,7 @@
 //                      float for float, BFloat16 and Float16
 //   load<T>(p), store  lanes<Acc<T>>() elements of storage T from or to any address, converted
 //   load_part, store_part   the same for the first n lanes; the others read as zero, are not
-//   written exp, log1p01, select, min, max, sum
+//   written exp, tanh, log1p01, select, min, max, sum
 #pragma once
 
 #include <stdint.h>
@@ -298,6 +298,33 @@ inline Vec<double> exp(Vec<double> x) {
       1. / 120,       1. / 24,       1. / 6,       0.5,         1.,         1.};
   for (double c : coefficients) p = p * r + c;
   return select(vanishes, Vec<double>{}, scale_by_power(p, n));
+}
+
+// tanh x = e/(e + 2) with e = exp(2x) - 1 taken without cancellation, so that small x keep all
+// their digits.
+inline Vec<float> tanh(Vec<float> x) {
+  const Vec<float> y = min(max(2.f * x, splat(-20.f)), splat(20.f));
+  constexpr float round_to_integer = 12582912.f;
+  const Vec<float> n = (y * 1.44269504f + round_to_integer) - round_to_integer;
+  const Vec<float> r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec<float> p = splat(1.f / 5040);
+  constexpr float coefficients[] = {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f};
+  for (float c : coefficients) p = p * r + c;
+  const Vec<float> e = scale_by_power(p * r, n) + (scale_by_power(splat(1.f), n) - 1.f);
+  return e / (e + 2.f);
+}
+inline Vec<double> tanh(Vec<double> x) {
+  const Vec<double> y = min(max(2. * x, splat(-40.)), splat(40.));
+  constexpr double round_to_integer = 6755399441055744.;
+  const Vec<double> n = (y * 1.4426950408889634 + round_to_integer) - round_to_integer;
+  const Vec<double> r = (y - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+  Vec<double> p = splat(1. / 6227020800.);
+  constexpr double coefficients[] = {1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880,
+                                     1. / 40320,     1. / 5040,     1. / 720,     1. / 120,
+                                     1. / 24,        1. / 6,        0.5,          1.};
+  for (double c : coefficients) p = p * r + c;
+  const Vec<double> e = scale_by_power(p * r, n) + (scale_by_power(splat(1.), n) - 1.);
+  return e / (e + 2.);
 }
 
 // log(1 + y) for y in [0, 1], with full relative accuracy at small y:

@@ -7,10 +7,12 @@ the key bias -s‖k‖², whose gradients are finite everywhere; the rest, -s‖
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from genkern import backend as backends
-from genkern.ops._tensors import ARITHMETIC
-from genkern.ops.attention import arguments, reference
+from genkern.ops._autograd import transforms_active
+from genkern.ops._tensors import ARITHMETIC, is_plain
+from genkern.ops.attention import arguments, autograd, reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, OP
 
 KERNELS = ()
@@ -172,10 +174,21 @@ def _new_seed():
 
 
 def _core(inputs, fixed, settings, return_lse):
-    backends.choose(OP, inputs[0], KERNELS)
-    settings = arguments.check_values(inputs, fixed, settings)
+    """(out, lse); lse may be None where it wasn't asked for."""
+    if torch.compiler.is_compiling() or not all(x is None or is_plain(x) for x in inputs):
+        out, lse, _ = torch.ops.genkern.attention(*inputs, *fixed, *settings)
+    elif backends.choose(OP, inputs[0], KERNELS) == "reference":
+        out, lse = _by_reference(inputs, fixed, settings)
+    else:
+        out, lse, _ = autograd.attention(autograd.Kernels, inputs, fixed, settings, return_lse)
+    return out, lse
+
+
+def _by_reference(inputs, fixed, settings):
+    if not any(x is not None and is_functorch_wrapped_tensor(x) for x in fixed):
+        settings = arguments.check_values(inputs, fixed, settings)
     out, lse = reference.attention(inputs, fixed, settings)
-    if out.requires_grad:
+    if out.requires_grad and not transforms_active():
         out.register_hook(_record_reference_backward)
     return out, lse
 

@@ -171,74 +171,72 @@ def _product(factor, word):
     return upper + (lower >> 16) >> 16, ((upper & 0xFFFF) << 16) + lower & _WORD
 
 
-# ---- The primitives: derivatives by autograd ----------------------------------------------------
+# ---- The primitives: derivatives of it ----------------------------------------------------------
 
 
-def backward(inputs, fixed, settings, grad_out, grad_lse, create_graph=False):
+def backward(inputs, fixed, settings, grad_out, grad_lse):
     """The gradients of ⟨grad_out, out⟩ + ⟨grad_lse, lse⟩ for the five inputs; None for a missing
-    or boolean one. grad_out or grad_lse may be None, meaning zero. With create_graph they are
-    differentiable in the inputs and the cotangents."""
-    with torch.enable_grad():
-        inputs = _leaves(inputs, create_graph)
-        out, lse = attention(inputs, fixed, settings)
-        return _gradients((out, lse), inputs, (grad_out, grad_lse), create_graph)
+    or boolean one. grad_out or grad_lse may be None, meaning zero."""
+
+    def outputs(*inputs):
+        return attention(inputs, fixed, settings)
+
+    return pullback(outputs, inputs, (grad_out, grad_lse))
 
 
-def second(inputs, fixed, settings, grad_out, grad_lse, tangents, create_graph=False):
+def second(inputs, fixed, settings, grad_out, grad_lse, tangents):
     """The gradients of ⟨backward(inputs, grad_out, grad_lse), tangents⟩ for the inputs, grad_out
     and grad_lse: seven, None for what is missing. `tangents`: like the inputs, or None for zero."""
-    with torch.enable_grad():
-        sources = _leaves((*inputs, grad_out, grad_lse), create_graph)
-        inputs, cotangents = sources[:INPUTS], sources[INPUTS:]
-        gradients = backward(inputs, fixed, settings, *cotangents, create_graph=True)
-        return _gradients(gradients, sources, tangents, create_graph)
+
+    def gradients(*sources):
+        return backward(sources[:INPUTS], fixed, settings, *sources[INPUTS:])
+
+    return pullback(gradients, (*inputs, grad_out, grad_lse), tangents)
 
 
-def jvp(inputs, fixed, settings, tangents, create_graph=False):
-    """The derivatives of out and lse along `tangents` (None: zero): the backward is linear in the
-    cotangents, and the tangents are its transpose."""
-    with torch.enable_grad():
-        inputs = _leaves(inputs, create_graph)
-        outputs = attention(inputs, fixed, settings)
-        zeros = [torch.zeros_like(x).requires_grad_() for x in outputs]
-        # A row that sees nothing has lse = -inf, and no derivative.
-        gradients = _gradients(outputs, inputs, zeros, create_graph=True)
-        return _gradients(gradients, zeros, tangents, create_graph)
+def jvp(inputs, fixed, settings, tangents):
+    """The derivatives of out and lse along `tangents` (None: zero)."""
+
+    def outputs(*inputs):
+        return attention(inputs, fixed, settings)
+
+    return pushforward(outputs, inputs, tangents)
 
 
-def _leaves(tensors, create_graph):
-    """Aliases of the tensors to differentiate with respect to: one tensor in two places is then two
-    variables. With create_graph they stay part of the graph."""
-    return [
-        x
-        if x is None or not x.is_floating_point()
-        else (x if create_graph and x.requires_grad else x.detach().requires_grad_()).view_as(x)
-        for x in tensors
-    ]
+def pushforward(function, primals, tangents):
+    """The derivatives of the outputs of `function(*primals)` along `tangents` (None: zero). The
+    pullback is linear in its cotangents, and this is its transpose: no forward mode, which torch
+    cannot nest."""
+
+    def gradients(*cotangents):
+        return pullback(function, primals, cotangents)
+
+    zeros = [None if x is None else torch.zeros_like(x) for x in function(*primals)]
+    return pullback(gradients, zeros, tangents)
 
 
-def _gradients(outputs, sources, cotangents, create_graph):
-    """Of Σ ⟨output, cotangent⟩; zeros for a source that it doesn't depend on."""
-    wanted = [x for x in sources if x is not None and x.is_floating_point()]
-    pairs = [
-        (o, c)
-        for o, c in zip(outputs, cotangents, strict=True)
-        if o is not None and c is not None and o.requires_grad
-    ]
-    found = iter([None] * len(wanted))
-    if pairs:
-        found = iter(
-            torch.autograd.grad(
-                [o for o, _ in pairs],
-                wanted,
-                [c.to(o.dtype) for o, c in pairs],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-    results = []
-    for x in sources:
-        gradient = next(found) if x is not None and x.is_floating_point() else None
-        is_zero = gradient is None and x is not None and x.is_floating_point()
-        results.append(torch.zeros_like(x) if is_zero else gradient)
-    return tuple(results)
+def pullback(function, primals, cotangents):
+    """The gradients of Σ ⟨output, cotangent⟩ over the outputs of `function(*primals)`.
+
+    For every primal one, zeros where nothing depends on it; None for None and for what is not
+    floating. A cotangent may be None, meaning zero. By torch.func, so that it can itself be
+    differentiated, and one tensor in two places is two variables.
+    """
+    places = [i for i, x in enumerate(primals) if x is not None and x.is_floating_point()]
+    moving = [primals[i] for i in places]
+
+    def paired_outputs(*moving):
+        full = list(primals)
+        for i, x in zip(places, moving, strict=True):
+            full[i] = x
+        outputs = zip(function(*full), cotangents, strict=True)
+        return tuple(o for o, c in outputs if o is not None and c is not None)
+
+    outputs, pull = torch.func.vjp(paired_outputs, *moving)
+    given = [c for c in cotangents if c is not None]
+    if outputs:
+        found = pull(tuple(c.to(o.dtype) for o, c in zip(outputs, given, strict=True)))
+    else:
+        found = [torch.zeros_like(x) for x in moving]
+    results = dict(zip(places, found, strict=True))
+    return tuple(results.get(i) for i in range(len(primals)))

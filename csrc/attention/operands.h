@@ -1,0 +1,116 @@
+// The vocabulary of every attention pass: operands and three products among them. For kernel files.
+//
+// Orientation: keys in rows, queries in lanes. What belongs to a pair of query and key lives in
+// tiles [keys][queries], so that softmax needs no horizontal reduction. Four matrices of one head's
+// keys (K, V and the tangents of them) and four of one block of queries (Q, dO, …) meet in
+//
+//   score         tile (+)= keys · queriesᵀ        Sᵀ = K·Qᵀ       dPᵀ = V·dOᵀ
+//   to_queries    sumᵀ  += keysᵀ · tile            Oᵀ += Vᵀ·Pᵀ     dQᵀ += Kᵀ·dSᵀ
+//   to_keys       sum   += tile · queries          dV += Pᵀ·dO     dK += dSᵀ·Q
+//
+// An engine gives the operands' forms in memory and these products on one kind of instructions. All
+// sums are of the arithmetic type. This one, on fused multiply-adds, takes tiles just as they are
+// and keys where they lie if they are compact and of the arithmetic type; anything else (half
+// precision, strides, ragged ends) is converted once per head, rows and columns padded to `step`.
+#pragma once
+
+#include "packing.h"
+
+namespace genkern {
+namespace GK_LEVEL {
+
+template <class T>
+struct FmaEngine {
+  using A = Acc<T>;
+  static constexpr int64_t width = max_vectors * lanes<A>();  // queries of a block
+  static constexpr int64_t tile = 48;                         // keys of a tile
+  static constexpr int64_t grain = step;                      // keys that products take at once
+
+  // A matrix of one head's keys.
+  struct Keys {
+    Rows<A> packed;
+    Rows<const A> body, tail;
+    int64_t tail_from, columns;
+
+    Keys(Carver& carve, int64_t keys, int64_t columns)
+        : packed(carve.rows<A>(round_up(keys, tile), round_up(columns, step))), columns(columns) {}
+
+    void take(Rows<const T> from, int64_t keys) {
+      bool compact = false;
+      if constexpr (sizeof(T) == sizeof(A)) compact = from.stride == columns && columns % step == 0;
+      if (!compact) {
+        pack<T, A>(packed, from, keys, columns, round_up(keys, step), A(1));
+        body = tail = constant(packed);
+        tail_from = keys;
+      } else if constexpr (sizeof(T) == sizeof(A)) {
+        body = from;
+        tail_from = keys % step == 0 ? keys : keys / tile * tile;
+        const int64_t rest = keys - tail_from;
+        pack<T, A>(packed, from.from(tail_from), rest, columns, round_up(rest, step), A(1));
+        tail = constant(packed);
+      }
+    }
+    // j0 is a multiple of `tile`.
+    Rows<const A> from(int64_t j0) const { return j0 < tail_from ? body.from(j0) : tail; }
+  };
+
+  // A matrix of one block of queries: as it is, and transposed.
+  struct Queries {
+    Rows<A> rows, transposed;
+    int64_t columns;
+
+    Queries(Carver& carve, int64_t columns)
+        : rows(carve.rows<A>(width, round_up(columns, lanes<A>()))),
+          transposed(carve.rows<A>(round_up(columns, lanes<A>()), width)),
+          columns(columns) {}
+
+    void take(Rows<const T> from, int64_t queries, A factor) {
+      pack<T, A>(rows, from, queries, columns, queries, factor);
+      transpose<A>(transposed, constant(rows), queries, columns);
+    }
+  };
+
+  // A tile in the form that to_queries and to_keys want.
+  struct Operand {
+    Rows<const A> tile;
+
+    explicit Operand(Carver&) {}
+    void take(Rows<A> from, int64_t /*keys*/, int64_t /*vectors*/) { tile = constant(from); }
+  };
+
+  // Sums over keys, transposed: [columns][queries].
+  static Rows<A> query_sums(Carver& carve, int64_t columns) {
+    return carve.rows<A>(round_up(columns, most(lanes<A>(), step)), width);
+  }
+  static void clear_query_sums(Rows<A> sums, int64_t columns) {
+    clear(sums, round_up(columns, most(lanes<A>(), step)));
+  }
+
+  // Sums over queries, of all keys of a head: [keys][columns].
+  static Rows<A> key_sums(Carver& carve, int64_t keys, int64_t columns) {
+    return carve.rows<A>(round_up(keys, step), round_up(columns, lanes<A>()));
+  }
+
+  template <Into into>
+  static void score(Rows<A> to, const Keys& keys, int64_t j0, int64_t count, const Queries& queries,
+                    int64_t vectors) {
+    product<Left::rows, into>(to, keys.from(j0), constant(queries.transposed), count, vectors,
+                              keys.columns);
+  }
+  static void to_queries(Rows<A> sums, const Keys& keys, int64_t j0, int64_t count,
+                         const Operand& operand, int64_t vectors) {
+    product<Left::columns, Into::sum>(sums, keys.from(j0), operand.tile, keys.columns, vectors,
+                                      count);
+  }
+  static void to_keys(Rows<A> sums, int64_t j0, int64_t count, const Operand& operand,
+                      const Queries& queries, int64_t live_queries) {
+    product<Left::rows, Into::sum>(sums.from(j0), operand.tile, constant(queries.rows), count,
+                                   vectors_for<A>(queries.columns), live_queries);
+  }
+};
+
+template <class T>
+using Engine = FmaEngine<T>;
+
+}  // namespace GK_LEVEL
+}  // namespace genkern
