@@ -69,5 +69,5 @@ def test_the_loss_curve_is_eagers(monkeypatch, one_thread):
     assert ran == []
 
     assert kernels.isfinite().all() and (kernels[:, 2] > 0).all()
-    torch.testing.assert_close(kernels, eager, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(reference, eager, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(kernels, eager, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(reference, eager, rtol=1e-11, atol=1e-11)
