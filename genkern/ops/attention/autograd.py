@@ -61,7 +61,7 @@ def backward(run, inputs, fixed, settings, rows, grad_out, grad_lse, wanted):
     if not _is_watched(*inputs, grad_out, grad_lse):
         return run.backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted)
     found = _apply(Backward, run, settings, wanted, *inputs, *fixed, rows, grad_out, grad_lse)
-    return _spread(found, wanted)
+    return spread(found, wanted)
 
 
 def second(run, inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted):
@@ -72,7 +72,7 @@ def second(run, inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wan
     found = _apply(
         Second, run, settings, wanted, *inputs, *fixed, rows, grad_out, grad_lse, *tangents
     )
-    return _spread(found, wanted)
+    return spread(found, wanted)
 
 
 def jvp(run, inputs, fixed, settings, rows, tangents):
@@ -96,7 +96,7 @@ def _possible(inputs, wanted):
     return tuple(kernels.has_gradient(x, want) for x, want in zip(inputs, wanted, strict=True))
 
 
-def _spread(found, wanted):
+def spread(found, wanted):
     found = iter(found)
     return tuple(next(found) if want else None for want in wanted)
 
@@ -196,7 +196,7 @@ class Backward(torch.autograd.Function):
             rows,
             grad_out,
             grad_lse,
-            _spread(tangents, ctx.wanted),
+            spread(tangents, ctx.wanted),
             (*needed[:INPUTS], *needed[CONSTANTS + 1 :]),
         )
         return None, None, None, *grads[:INPUTS], None, None, None, None, None, *grads[INPUTS:]

@@ -12,6 +12,7 @@ from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER, is_ordinary, material
 from genkern.ops.attention.arguments import OP, check_values
 
 NAMES = ("q", "k", "v", "attn_mask", "the key bias")
+KERNELS = ("cpu",)
 ALL = (True,) * 5
 
 _NO_HEADS = (0, 0, 0, 0)
@@ -48,7 +49,7 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=ALL):
         *_cotangent_addresses(cotangents, fixed),
         *_gradient_addresses(grads, inputs, fixed),
     )
-    return _in_dtypes_of(inputs, grads)
+    return in_dtypes_of(inputs, grads)
 
 
 def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(True,) * 7):
@@ -70,7 +71,7 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
         _NO_NUMBERS if of_lse is None else _numbers(of_lse, fixed),
         *addresses[3:],
     )
-    return *_in_dtypes_of(inputs, grads), of_out, of_lse
+    return *in_dtypes_of(inputs, grads), of_out, of_lse
 
 
 def jvp(inputs, fixed, settings, rows, tangents):
@@ -132,7 +133,7 @@ def has_gradient(x, wanted=True):
     return wanted and x is not None and x.dtype != torch.bool
 
 
-def _in_dtypes_of(inputs, grads):
+def in_dtypes_of(inputs, grads):
     bias, grad_bias = inputs[3], grads[3]
     if grad_bias is None or grad_bias.dtype == bias.dtype:
         return grads

@@ -12,10 +12,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import ARITHMETIC, is_plain
-from genkern.ops.attention import arguments, autograd, reference
+from genkern.ops.attention import arguments, autograd, library, reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, OP
-
-KERNELS = ()
+from genkern.ops.attention.kernels import KERNELS
 
 
 def attention(
@@ -176,12 +175,10 @@ def _new_seed():
 def _core(inputs, fixed, settings, return_lse):
     """(out, lse); lse may be None where it wasn't asked for."""
     if torch.compiler.is_compiling() or not all(x is None or is_plain(x) for x in inputs):
-        out, lse, _ = torch.ops.genkern.attention(*inputs, *fixed, *settings)
-    elif backends.choose(OP, inputs[0], KERNELS) == "reference":
-        out, lse = _by_reference(inputs, fixed, settings)
-    else:
-        out, lse, _ = autograd.attention(autograd.Kernels, inputs, fixed, settings, return_lse)
-    return out, lse
+        return library.attention(inputs, fixed, settings)
+    if backends.choose(OP, inputs[0], KERNELS) == "reference":
+        return _by_reference(inputs, fixed, settings)
+    return autograd.attention(autograd.Kernels, inputs, fixed, settings, return_lse)[:2]
 
 
 def _by_reference(inputs, fixed, settings):
