@@ -19,7 +19,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     Where it is not torch's: a query that may look at no key at all gets zeros from the attention,
     and zero gradients, where torch gives NaN. With is_causal and a key that was appended
     (add_bias_kv, add_zero_attn) every query sees that key, whether or not the weights are asked
-    for. Nested tensors are not taken.
+    for. Nested tensors are not taken. (In eval mode without gradients `nn.TransformerEncoderLayer`
+    takes a fast path of torch's own, which reads the weights and calls no attention module.)
     """
 
     def forward(

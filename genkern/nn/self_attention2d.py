@@ -21,7 +21,8 @@ class SelfAttention2d(nn.Module):
     can be replaced by this, and its weights load as they are.
 
     Weights that BigGAN-PyTorch kept normalised (`theta.weight, theta.u0, theta.sv0, …`) load into a
-    block after `genkern.spectral_norm(block, recurse=True)`, with the same σ in eval mode.
+    block after `genkern.spectral_norm(block, recurse=True)`, with the same σ in eval mode; into
+    another block load_state_dict raises its RuntimeError.
 
     Args:
         channels: C, a multiple of 8.
@@ -44,7 +45,8 @@ class SelfAttention2d(nn.Module):
         self.phi = which_conv(channels, channels // 8, kernel_size=1, padding=0, bias=False)
         self.g = which_conv(channels, channels // 2, kernel_size=1, padding=0, bias=False)
         self.o = which_conv(channels // 2, channels, kernel_size=1, padding=0, bias=False)
-        self.gamma = nn.Parameter(torch.tensor(0.0))
+        # One element and not none of dimensions, as BigGAN's: FSDP2 shards no scalars.
+        self.gamma = nn.Parameter(torch.zeros(1))
         self.register_load_state_dict_pre_hook(_translate_biggan)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -69,22 +71,26 @@ def _as_sequence(image: Tensor) -> Tensor:
     return image.flatten(2).mT.unsqueeze(1)
 
 
-def _translate_biggan(block, state_dict, prefix, *_):
-    """Turns BigGAN-PyTorch's normalised weights into genkern's, before they are loaded.
+def _translate_biggan(block, state_dict, prefix, *others):
+    """Turns BigGAN-PyTorch's gamma and normalised weights into ours, before they are loaded.
 
     Its u0 [1, rows] starts the next half step, v ← norm(Wᵀu), u ← norm(W v); σ = ‖W v‖. So that
     step is taken here: σ = u·(W v) of the new u and v is the σ that BigGAN uses in eval mode."""
+    gamma = state_dict.get(f"{prefix}gamma")
+    if gamma is not None and gamma.dim() == 0:
+        state_dict[f"{prefix}gamma"] = gamma.reshape(1)
     for name in CONVOLUTIONS:
         weight, u0 = (state_dict.get(f"{prefix}{name}.{key}") for key in ("weight", "u0"))
         convolution = getattr(block, name)
         if weight is None or u0 is None or "u0" in dict(convolution.named_buffers()):
             continue
         if not _is_normalised(convolution):
-            raise ValueError(
-                f"SelfAttention2d: {prefix}{name}.u0 in the state dict is BigGAN's spectral "
-                f"normalisation, and this block has none: call genkern.spectral_norm(block, "
-                f"recurse=True) before loading"
+            error_messages = others[-1]
+            error_messages.append(
+                f"SelfAttention2d: {prefix}{name}.u0 is BigGAN's spectral normalisation, and this "
+                f"block has none: call genkern.spectral_norm(block, recurse=True) before loading."
             )
+            continue
         matrix = weight.flatten(1)
         v = F.normalize(matrix.mT @ u0.flatten(), dim=0, eps=1e-12)
         u = F.normalize(matrix @ v, dim=0, eps=1e-12)

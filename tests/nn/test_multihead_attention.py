@@ -319,6 +319,40 @@ def test_compiled(masked):
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
+def test_exported():
+    ours, _ = pair(8, 2, batch_first=True)
+    x = torch.randn(3, 5, 8, dtype=DOUBLE)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        ours,
+        (x, x, x),
+        {"need_weights": False},
+        dynamic_shapes={
+            **{name: {0: batch} for name in ("query", "key", "value")},
+            "need_weights": None,
+        },
+    )
+    more = torch.randn(4, 5, 8, dtype=DOUBLE)
+    got, _ = program.module()(more, more, more, need_weights=False)
+    torch.testing.assert_close(got, ours(more, more, more)[0])
+
+
+def test_tangents():
+    """torch.func.jvp, of a loss that is then differentiated by reverse mode."""
+    ours, theirs = pair(8, 2, batch_first=True)
+    x, tangent = torch.randn(2, 2, 5, 8, dtype=DOUBLE)
+    results = []
+    for layer, need_weights in ((ours, False), (theirs, True)):
+
+        def run(x, layer=layer, need_weights=need_weights):
+            return layer(x, x, x, need_weights=need_weights)[0]
+
+        out, along = torch.func.jvp(run, (x,), (tangent,))
+        loss = (out - along).square().sum()
+        results.append((along, torch.autograd.grad(loss, list(layer.parameters()))))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
+
+
 def test_in_torchs_transformer():
     torch.manual_seed(1)
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, dtype=DOUBLE)
@@ -406,7 +440,7 @@ def test_errors_with_separate_weights():
 
 
 def test_nested_tensors_are_refused():
-    x = torch.nested.nested_tensor([zeros(3, 8), zeros(2, 8)])
+    x = torch.nested.nested_tensor([zeros(3, 8), zeros(2, 8)], layout=torch.jagged)
     with pytest.raises(AssertionError, match="must be plain tensors"):
         MultiheadAttention(8, 2, batch_first=True)(x, x, x)
 

@@ -67,6 +67,15 @@ def test_r1_is_the_formulas(block):
     assert ("attention.second", "cpu") in [(choice.op, choice.backend) for choice in log]
 
 
+def test_compiled(block):
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *block.parameters()]
+    results = [forward(x) for forward in (torch.compile(block, fullgraph=True), block)]
+    torch.testing.assert_close(*results)
+    grads = [torch.autograd.grad(out.square().sum(), inputs) for out in results]
+    torch.testing.assert_close(*grads)
+
+
 def test_starts_as_the_identity():
     x = torch.randn(2, 8, 4, 4)
     assert torch.equal(SelfAttention2d(8)(x), x)
@@ -75,7 +84,7 @@ def test_starts_as_the_identity():
 def test_has_the_names_of_biggan():
     names = {name: list(p.shape) for name, p in SelfAttention2d(32).named_parameters()}
     assert names == {
-        "gamma": [],
+        "gamma": [1],
         "theta.weight": [4, 32, 1, 1],
         "phi.weight": [4, 32, 1, 1],
         "g.weight": [16, 32, 1, 1],
@@ -119,11 +128,17 @@ def test_takes_the_place_of_biggans():
     assert {"theta.u0", "theta.sv0", "theta.weight"} <= set(block.state_dict())
 
 
-def test_loads_biggans_plain_weights(block):
+def test_biggans_plain_weights_go_both_ways(block):
+    """BigGAN's gamma has no dimension; torch itself makes a scalar of one element."""
+    weights = {**block.state_dict(), "gamma": block.gamma.detach().squeeze()}
     other = SelfAttention2d(16).double()
-    other.load_state_dict(block.state_dict(), strict=True)
+    other.load_state_dict(weights, strict=True)
     x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
     assert torch.equal(other(x), block(x))
+    theirs = SelfAttention2d(16).double()
+    theirs.gamma = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+    theirs.load_state_dict(block.state_dict(), strict=True)
+    assert torch.equal(theirs.gamma, block.gamma.squeeze())
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -140,9 +155,10 @@ def test_loads_biggans_normalised_weights(inside):
     model.load_state_dict(model.state_dict(), strict=True)
 
 
-def test_says_that_biggans_weights_were_normalised(block):
-    with pytest.raises(ValueError, match=r"theta\.u0 .* call genkern\.spectral_norm"):
-        block.load_state_dict(normalised_biggan().state_dict())
+@pytest.mark.parametrize("strict", [False, True])
+def test_says_that_biggans_weights_were_normalised(block, strict):
+    with pytest.raises(RuntimeError, match=r"theta\.u0 .* call genkern\.spectral_norm"):
+        block.load_state_dict(normalised_biggan().state_dict(), strict=strict)
 
 
 # ---- Errors -------------------------------------------------------------------------------------
