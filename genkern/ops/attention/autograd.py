@@ -5,10 +5,11 @@
     Second      backward, jvp: the reference
     Jvp         backward: Second, Backward    jvp: the reference
 
-`run` computes: the kernels (`Kernels` here) or the library ops (library.py). Every Function takes
-(run, settings, what is wanted, *tensors) with the tensors q, k, v, bias, key_bias, the four of
-`Fixed`, then what its signature says; only wanted results are outputs. Cotangents that are None are
-zero.
+`run` says how: `run.compute` has the four primitives themselves, and `run.backward`, `second` and
+`jvp` are what the formulas call, differentiable again. It is the kernels (`Kernels`, below) or the
+library ops (library.py). Every Function takes (run, settings, what is wanted, *tensors) with the
+tensors q, k, v, bias, key_bias, the four of `Fixed`, then what its docstring says; only wanted
+results are outputs. Cotangents that are None are zero.
 """
 
 import torch
@@ -23,7 +24,7 @@ INPUTS, CONSTANTS = 5, 9  # the ends of the inputs and of Fixed among the tensor
 _REFERENCE = "the kernels give two derivatives"
 
 
-class Kernels:
+class _Launches:
     """Launches, recorded for `explain`; the forward's record is the choice of the backend."""
 
     forward = staticmethod(kernels.forward)
@@ -44,32 +45,56 @@ class Kernels:
         return kernels.jvp(*args)
 
 
+class Kernels:
+    """Eager calls, straight onto the binding."""
+
+    compute = _Launches
+
+    @staticmethod
+    def backward(*args):
+        return backward(Kernels, *args)
+
+    @staticmethod
+    def second(*args):
+        return second(Kernels, *args)
+
+    @staticmethod
+    def jvp(*args):
+        return jvp(Kernels, *args)
+
+    @staticmethod
+    def apply(function, *args):
+        return function.apply(*args) if transforms_active() else direct_apply(function)(*args)
+
+
 # ---- Entries: a Function where somebody may differentiate, else the computation itself ----------
 
 
 def attention(run, inputs, fixed, settings, want_lse):
     """(out, lse or None, rows)"""
     if not _is_watched(*inputs):
-        return run.forward(inputs, fixed, settings, want_lse)
-    out, *lse, rows = _apply(Attention, run, settings, want_lse, *inputs, *fixed)
+        return run.compute.forward(inputs, fixed, settings, want_lse)
+    out, *lse, rows = run.apply(Attention, run, settings, want_lse, *inputs, *fixed)
     return out, lse[0] if want_lse else None, rows
 
 
 def backward(run, inputs, fixed, settings, rows, grad_out, grad_lse, wanted):
     """The gradients of the inputs, None where not wanted."""
-    wanted = _possible(inputs, wanted)
+    wanted = possible(inputs, wanted)
     if not _is_watched(*inputs, grad_out, grad_lse):
-        return run.backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted)
-    found = _apply(Backward, run, settings, wanted, *inputs, *fixed, rows, grad_out, grad_lse)
+        return run.compute.backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted)
+    found = run.apply(Backward, run, settings, wanted, *inputs, *fixed, rows, grad_out, grad_lse)
     return spread(found, wanted)
 
 
 def second(run, inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted):
     """The gradients of the inputs, grad_out and grad_lse, None where not wanted."""
-    wanted = (*_possible(inputs, wanted[:5]), *wanted[5:])
+    wanted = (*possible(inputs, wanted[:5]), *wanted[5:])
     if not _is_watched(*inputs, grad_out, grad_lse, *tangents):
-        return run.second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted)
-    found = _apply(
+        return run.compute.second(
+            inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted
+        )
+    found = run.apply(
         Second, run, settings, wanted, *inputs, *fixed, rows, grad_out, grad_lse, *tangents
     )
     return spread(found, wanted)
@@ -78,8 +103,8 @@ def second(run, inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wan
 def jvp(run, inputs, fixed, settings, rows, tangents):
     """The derivatives of out and lse."""
     if not _is_watched(*inputs, *tangents):
-        return run.jvp(inputs, fixed, settings, rows, tangents)
-    return _apply(Jvp, run, settings, None, *inputs, *fixed, rows, *tangents)
+        return run.compute.jvp(inputs, fixed, settings, rows, tangents)
+    return run.apply(Jvp, run, settings, None, *inputs, *fixed, rows, *tangents)
 
 
 def _is_watched(*tensors):
@@ -88,11 +113,7 @@ def _is_watched(*tensors):
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _apply(function, *args):
-    return function.apply(*args) if transforms_active() else direct_apply(function)(*args)
-
-
-def _possible(inputs, wanted):
+def possible(inputs, wanted):
     return tuple(kernels.has_gradient(x, want) for x, want in zip(inputs, wanted, strict=True))
 
 
@@ -136,7 +157,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(run, settings, wanted, *tensors):
         inputs, fixed = tensors[:INPUTS], Fixed(*tensors[INPUTS:CONSTANTS])
-        out, lse, rows = run.forward(inputs, fixed, settings, wanted)
+        out, lse, rows = run.compute.forward(inputs, fixed, settings, wanted)
         return (out, lse, rows) if wanted else (out, rows)
 
     @staticmethod
@@ -150,8 +171,8 @@ class Attention(torch.autograd.Function):
         grad_lse = grad_lse[0] if ctx.wanted else None
         if grad_out is None and grad_lse is None:
             return (None,) * (3 + CONSTANTS)
-        grads = backward(
-            ctx.run, inputs, fixed, ctx.settings, rows, grad_out, grad_lse, _needed(ctx)[:INPUTS]
+        grads = ctx.run.backward(
+            inputs, fixed, ctx.settings, rows, grad_out, grad_lse, _needed(ctx)[:INPUTS]
         )
         return None, None, None, *grads, None, None, None, None
 
@@ -159,7 +180,7 @@ class Attention(torch.autograd.Function):
     def jvp(ctx, *tangents):
         inputs, fixed, (rows,) = _kept(ctx)
         tangents = tangents[3 : 3 + INPUTS]
-        out, lse = jvp(ctx.run, inputs, fixed, ctx.settings, rows, tangents)
+        out, lse = ctx.run.jvp(inputs, fixed, ctx.settings, rows, tangents)
         return (out, lse, None) if ctx.wanted else (out, None)
 
     @staticmethod
@@ -175,7 +196,7 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def forward(run, settings, wanted, *tensors):
         inputs, fixed = tensors[:INPUTS], Fixed(*tensors[INPUTS:CONSTANTS])
-        found = run.backward(inputs, fixed, settings, *tensors[CONSTANTS:], wanted)
+        found = run.compute.backward(inputs, fixed, settings, *tensors[CONSTANTS:], wanted)
         return _compact(found, wanted)
 
     @staticmethod
@@ -188,8 +209,7 @@ class Backward(torch.autograd.Function):
         if _is_nothing(tangents):
             return (None,) * (3 + CONSTANTS + 3)
         needed = _needed(ctx)
-        grads = second(
-            ctx.run,
+        grads = ctx.run.second(
             inputs,
             fixed,
             ctx.settings,
@@ -210,8 +230,7 @@ class Backward(torch.autograd.Function):
         if not _is_nothing(of_inputs):
             wanted = (*ctx.wanted, False, False)
             parts.append(
-                second(
-                    ctx.run,
+                ctx.run.second(
                     inputs,
                     fixed,
                     ctx.settings,
@@ -224,7 +243,7 @@ class Backward(torch.autograd.Function):
             )
         if not _is_nothing(of_cotangents):
             parts.append(
-                backward(ctx.run, inputs, fixed, ctx.settings, rows, *of_cotangents, ctx.wanted)
+                ctx.run.backward(inputs, fixed, ctx.settings, rows, *of_cotangents, ctx.wanted)
             )
         parts = [_compact(part, ctx.wanted) for part in parts]
         return tuple(sum(x[1:], x[0]) for x in zip(*parts, strict=True))
@@ -244,7 +263,9 @@ class Second(torch.autograd.Function):
     def forward(run, settings, wanted, *tensors):
         inputs, fixed = tensors[:INPUTS], Fixed(*tensors[INPUTS:CONSTANTS])
         rows, grad_out, grad_lse, *tangents = tensors[CONSTANTS:]
-        found = run.second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted)
+        found = run.compute.second(
+            inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted
+        )
         return _compact(found, wanted)
 
     @staticmethod
@@ -293,7 +314,7 @@ class Jvp(torch.autograd.Function):
     def forward(run, settings, wanted, *tensors):
         inputs, fixed = tensors[:INPUTS], Fixed(*tensors[INPUTS:CONSTANTS])
         rows, *tangents = tensors[CONSTANTS:]
-        return run.jvp(inputs, fixed, settings, rows, tangents)
+        return run.compute.jvp(inputs, fixed, settings, rows, tangents)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -306,11 +327,11 @@ class Jvp(torch.autograd.Function):
             return (None,) * (3 + CONSTANTS + 1 + INPUTS)
         needed = _needed(ctx)
         of_inputs = of_tangents = (None,) * INPUTS
-        call = ctx.run, inputs, fixed, ctx.settings, rows, grad_out, grad_lse
+        call = inputs, fixed, ctx.settings, rows, grad_out, grad_lse
         if any(needed[:INPUTS]):
-            of_inputs = second(*call, tangents, (*needed[:INPUTS], False, False))[:INPUTS]
+            of_inputs = ctx.run.second(*call, tangents, (*needed[:INPUTS], False, False))[:INPUTS]
         if any(needed[CONSTANTS + 1 :]):
-            of_tangents = backward(*call, needed[CONSTANTS + 1 :])
+            of_tangents = ctx.run.backward(*call, needed[CONSTANTS + 1 :])
         return None, None, None, *of_inputs, None, None, None, None, None, *of_tangents
 
     @staticmethod

@@ -5,12 +5,27 @@ n (like lse) are [B, heads, rows]; r (the kept rows) is [2, B, heads, rows]; b i
 """
 
 import torch
+from torch._C._functorch import TransformType, get_interpreter_stack
 
+from genkern.ops._autograd import transforms_active
 from genkern.ops.attention.arguments import OP
 
 INPUT_KINDS = "qkvbm"
 _BATCH = {"r": 1}  # the place of the batch in a tensor; 0 for the other kinds
 _ROWS = {"r": 3}  # … and of the rows; 2 for the others
+
+
+_NO_DROPOUT = (
+    f"{OP}: dropout under torch.func.vmap is not supported: pass dropout_p=0.0, or the batch as a "
+    f"leading dimension of q, k and v"
+)
+
+
+def refuse_dropout():
+    """Before a seed is drawn, which vmap would refuse in other words."""
+    stack = get_interpreter_stack() if transforms_active() else None
+    if any(interpreter.key() == TransformType.Vmap for interpreter in stack or ()):
+        raise NotImplementedError(_NO_DROPOUT)
 
 
 class Fold:
@@ -20,10 +35,7 @@ class Fold:
     def __init__(self, info, in_dims, tensors):
         q, bias, seed, starts = tensors[0], tensors[3], tensors[8], tensors[6]
         if seed is not None:
-            raise NotImplementedError(
-                f"{OP}: dropout under torch.func.vmap is not supported: pass dropout_p=0.0, or "
-                f"the batch as a leading dimension of q, k and v"
-            )
+            raise NotImplementedError(_NO_DROPOUT)
         self.size, self.in_dims, self._tensors = info.batch_size, in_dims, tensors
         self.in_rows = starts is not None
         self.batch = next(n for i, n in enumerate(q.shape) if i != in_dims[0])

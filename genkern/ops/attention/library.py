@@ -6,9 +6,14 @@ are the inputs, those of `Fixed`, then the primitive's own, then those of `Setti
 where `custom_op` would be shorter: that drops tangents in silence.
 """
 
+import contextlib
+
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from genkern import backend as backends
+from genkern.ops._autograd import direct_apply, transforms_active
 from genkern.ops.attention import arguments, autograd, batching, kernels, reference
 from genkern.ops.attention.arguments import OP, Fixed, Settings
 from genkern.ops.attention.autograd import CONSTANTS, INPUTS
@@ -33,33 +38,79 @@ def attention(inputs, fixed, settings):
     return out, lse
 
 
-class LibraryOps:
-    """What the Functions of autograd.py run: the ops, below their Autograd kernels."""
+class _Ops:
+    """The ops in the form of the primitives: (inputs, fixed, settings, …)."""
 
     @staticmethod
     def forward(inputs, fixed, settings, want_lse):
-        return _below(torch.ops.genkern.attention, *inputs, *fixed, *settings)
+        return torch.ops.genkern.attention(*inputs, *fixed, *settings)
 
     @staticmethod
     def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted):
-        op = torch.ops.genkern.attention_backward
-        found = _below(op, *inputs, *fixed, rows, grad_out, grad_lse, wanted, *settings)
+        wanted = autograd.possible(inputs, wanted)
+        found = torch.ops.genkern.attention_backward(
+            *inputs, *fixed, rows, grad_out, grad_lse, wanted, *settings
+        )
         return autograd.spread(found, wanted)
 
     @staticmethod
     def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted):
-        op = torch.ops.genkern.attention_second
-        found = _below(op, *inputs, *fixed, rows, grad_out, grad_lse, *tangents, wanted, *settings)
+        wanted = (*autograd.possible(inputs, wanted[:INPUTS]), *wanted[INPUTS:])
+        found = torch.ops.genkern.attention_second(
+            *inputs, *fixed, rows, grad_out, grad_lse, *tangents, wanted, *settings
+        )
         return autograd.spread(found, wanted)
 
     @staticmethod
     def jvp(inputs, fixed, settings, rows, tangents):
-        return _below(torch.ops.genkern.attention_jvp, *inputs, *fixed, rows, *tangents, *settings)
+        return torch.ops.genkern.attention_jvp(*inputs, *fixed, rows, *tangents, *settings)
 
 
-def _below(op, *args):
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+@contextlib.contextmanager
+def _below_autograd():
+    with contextlib.ExitStack() as modes:
+        if transforms_active():
+            # A Function switches derivatives off, which is not meant for the levels further out.
+            modes.enter_context(torch.enable_grad())
+            modes.enter_context(forward_ad._set_fwd_grad_enabled(True))
+        modes.enter_context(torch._C._AutoDispatchBelowAutograd())
+        yield
+
+
+class _BelowAutograd:
+    """The same, below their Autograd kernels of this level."""
+
+    @staticmethod
+    def forward(*args):
+        with _below_autograd():
+            return _Ops.forward(*args)
+
+    @staticmethod
+    def backward(*args):
+        with _below_autograd():
+            return _Ops.backward(*args)
+
+    @staticmethod
+    def second(*args):
+        with _below_autograd():
+            return _Ops.second(*args)
+
+    @staticmethod
+    def jvp(*args):
+        with _below_autograd():
+            return _Ops.jvp(*args)
+
+
+class _Library(_Ops):
+    """`run` of autograd.py's Functions, when they are the ops' Autograd kernels."""
+
+    compute = _BelowAutograd
+
+    @staticmethod
+    def apply(function, *args):
+        # The dispatcher has already gone through torch.func's transforms, to one level of them.
+        with enable_single_level_autograd_function():
+            return direct_apply(function)(*args)
 
 
 def _parts(args):
@@ -174,23 +225,23 @@ def _jvp_fake(*args):
 
 def _forward_autograd(*args):
     inputs, fixed, settings, _ = _parts(args)
-    return autograd.attention(LibraryOps, inputs, fixed, settings, True)
+    return autograd.attention(_Library, inputs, fixed, settings, True)
 
 
 def _backward_autograd(*args):
     inputs, fixed, settings, own = _parts(args)
-    return _compact(autograd.backward(LibraryOps, inputs, fixed, settings, *own), own[-1])
+    return _compact(autograd.backward(_Library, inputs, fixed, settings, *own), own[-1])
 
 
 def _second_autograd(*args):
     inputs, fixed, settings, (rows, grad_out, grad_lse, *tangents, wanted) = _parts(args)
     call = inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted
-    return _compact(autograd.second(LibraryOps, *call), wanted)
+    return _compact(autograd.second(_Library, *call), wanted)
 
 
 def _jvp_autograd(*args):
     inputs, fixed, settings, (rows, *tangents) = _parts(args)
-    return autograd.jvp(LibraryOps, inputs, fixed, settings, rows, tangents)
+    return autograd.jvp(_Library, inputs, fixed, settings, rows, tangents)
 
 
 def _vmap_rule(op, own_kinds, result_kinds):

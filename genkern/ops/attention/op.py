@@ -12,7 +12,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import ARITHMETIC, is_plain
-from genkern.ops.attention import arguments, autograd, library, reference
+from genkern.ops.attention import arguments, autograd, batching, library, reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, OP
 from genkern.ops.attention.kernels import KERNELS
 
@@ -154,6 +154,8 @@ def attention_varlen(
 def _attend(inputs, fixed, settings, similarity, return_lse):
     """(out, lse) for canonical inputs; lse may be None where it wasn't asked for."""
     if settings.dropout_p:
+        if not torch.compiler.is_compiling():
+            batching.refuse_dropout()
         fixed = fixed._replace(seed=_new_seed())
     if similarity == "dot":
         return _core(inputs, fixed, settings, return_lse)
@@ -169,7 +171,7 @@ def _minus_square(x, scale):
 
 
 def _new_seed():
-    return torch.empty((), dtype=torch.int64).random_()
+    return torch.randint(2**63 - 1, (), dtype=torch.int64)
 
 
 def _core(inputs, fixed, settings, return_lse):

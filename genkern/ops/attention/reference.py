@@ -81,12 +81,23 @@ def _attend(inputs, fixed, batch, settings):
     # A softmax over nothing would be NaN, and so would its gradients: such rows are filled on the
     # way in and out.
     nothing = (logits == -torch.inf).all(-1, keepdim=True)
-    logits = logits.masked_fill(nothing, 0)
-    weights = logits.softmax(-1).masked_fill(nothing, 0)
+    weights, lse = _softmax(logits.masked_fill(nothing, 0))
+    weights = weights.masked_fill(nothing, 0)
     if settings.dropout_p:
         weights = weights * dropout_mask(weights, fixed.seed, settings.dropout_p, batch)
     out = weights @ _for_each_query_head(_wide(v), q)
-    return out, logits.logsumexp(-1).masked_fill(nothing[..., 0], -torch.inf)
+    return out, lse.masked_fill(nothing[..., 0], -torch.inf)
+
+
+def _softmax(logits):
+    """The softmax and the logsumexp of every row. In steps, because torch's own two cannot be
+    differentiated in reverse through forward mode (they write into what that saved, 2.13)."""
+    if logits.shape[-1] == 0:
+        return logits, logits.sum(-1)
+    shift = logits.detach().amax(-1, keepdim=True)
+    exponentials = (logits - shift).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    return exponentials / total, (shift + total.log())[..., 0]
 
 
 def _logits(inputs, fixed, settings):
