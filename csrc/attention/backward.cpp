@@ -45,9 +45,13 @@ class BackwardPass {
     const int64_t vectors = vectors_for<A>(block.queries);
     take_rows(block, vectors);
     E::clear_query_sums(dq, problem.d);
+    const bool writes_bias = is_of_one_source(problem, args.grads.bias);
+    const BiasGradient<A> bias(args.grads.bias, block.sequence.batch, block.head);
+    if (writes_bias) bias.clear(block.i0, block.queries, problem.M);
     each_tile<E>(block, [&](int64_t j0, int64_t keys) {
       const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
       make_logit_gradients(block, j0, keys, vectors);
+      if (writes_bias) bias.add(ds, block, j0, keys, vectors);
       if (args.grads.v.data) {
         if (problem.dropout > 0) multiply(p, z_tiles.at(block, j0), keys, vectors);
         operand.take(p, keys, vectors);
@@ -138,9 +142,8 @@ Status attention_backward(const AttentionBackward& args) {
   return for_dtype(args.problem.dtype, [&](auto t) {
     using Pass = BackwardPass<decltype(t)>;
     const InputGradients& grads = args.grads;
-    const bool sums = grads.q.data || grads.k.data || grads.v.data || grads.key_bias.data;
-    const Status status = sums ? sweep_with_sums<Pass>(args) : Status::ok;
-    return status == Status::ok ? sweep_bias<Pass>(args) : status;
+    const bool only_bias = !(grads.q.data || grads.k.data || grads.v.data || grads.key_bias.data);
+    return sweep_gradients<Pass>(args, only_bias);
   });
 }
 

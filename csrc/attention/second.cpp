@@ -60,10 +60,14 @@ class SecondPass {
     put_numbers(args.out_grad_lse, tau, block);
     E::clear_query_sums(q_sum, problem.d);
     E::clear_query_sums(out_sum, problem.dv);
+    const bool writes_bias = is_of_one_source(problem, args.grads.bias);
+    const BiasGradient<A> bias(args.grads.bias, block.sequence.batch, block.head);
+    if (writes_bias) bias.clear(block.i0, block.queries, problem.M);
     each_tile<E>(block, [&](int64_t j0, int64_t keys) {
       const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
       const Rows<A> pt = t_tiles.at(block, j0), w = e_tiles.at(block, j0);
       make_weights(block, j0, keys, vectors);
+      if (writes_bias) bias.add(w, block, j0, keys, vectors);
       if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, w, keys, vectors);
       if (problem.softcap > 0) through_softcap(block, j0, keys, vectors);
       if (problem.dropout > 0) {
@@ -228,11 +232,8 @@ class SecondPass {
 }  // namespace
 
 Status attention_second(const AttentionSecond& args) {
-  return for_dtype(args.problem.dtype, [&](auto t) {
-    using Pass = SecondPass<decltype(t)>;
-    const Status status = sweep_with_sums<Pass>(args);
-    return status == Status::ok ? sweep_bias<Pass>(args) : status;
-  });
+  return for_dtype(args.problem.dtype,
+                   [&](auto t) { return sweep_gradients<SecondPass<decltype(t)>>(args, false); });
 }
 
 }  // namespace GK_LEVEL
