@@ -133,6 +133,8 @@ def check_qkv(q, k, v):
 
 def broadcast_qkv(q, k, v, enable_gqa):
     """q, k, v in four dimensions, and the leading dimensions [..., H] of the result."""
+    if q.ndim == k.ndim == v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]:
+        return q, k, v, q.shape[:2]
     dimensions = max(q.ndim, k.ndim, v.ndim)
     shapes = [_leading(x) for x in (q, k, v)]
     batch = ()

@@ -201,6 +201,8 @@ def _problem(inputs, fixed, settings):
     scale, softcap, dropout_p, left, right, lower_right, longest_q, longest_k = settings
     if q_starts is not None:
         B, N, M = q_starts.shape[0] - 1, longest_q, longest_k
+    if H == 0:  # no batch of one head: the kernels divide by the number of heads
+        B, H, Hk = 0, 1, 1
     return (
         DTYPE_NUMBER[q.dtype],
         (B, H, Hk, N, M, d, dv),
@@ -232,8 +234,10 @@ def _numbers(x, fixed):
 
 
 def _row_addresses(rows, fixed):
-    shift, total = rows
-    return _numbers(shift, fixed), _numbers(total, fixed)
+    kind, batch, head, _ = rows.stride()
+    batch = batch if fixed.q_starts is None else 0
+    shift = rows.data_ptr()
+    return (shift, batch, head), (shift + kind * rows.element_size(), batch, head)
 
 
 def _bias(x, q):

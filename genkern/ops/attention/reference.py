@@ -155,8 +155,8 @@ def dropout_mask(weights, seed, p, batch=0):
     quad = torch.arange((M + 3) // 4, device=device)
     head = (batch * H + torch.arange(B * H, device=device)).view(B, H, 1, 1)
     words = torch.stack(_philox((i, quad, head, torch.zeros_like(i)), int(seed)), -1)
-    dropped = words.flatten(-2)[..., :M] < int(p * 2**32)
-    return torch.where(dropped, 0.0, 1 / (1 - p) if p < 1 else 0.0).to(weights.dtype)
+    kept = words.flatten(-2)[..., :M] >= int(p * 2**32)
+    return kept.to(weights.dtype) * (1 / (1 - p) if p < 1 else 0.0)
 
 
 _WORD = 0xFFFFFFFF
