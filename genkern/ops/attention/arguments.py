@@ -57,7 +57,7 @@ def checked_settings(features, dropout_p, is_causal, scale, window, alignment, s
         scale = 1 / math.sqrt(max(1, features))
     else:
         _check_number("scale", scale, " or None")
-        if not math.isfinite(scale):
+        if not abs(scale) < math.inf:  # math.isfinite cannot be traced with a symbolic scale
             raise ValueError(f"{OP}: scale must be finite, not {scale}")
         scale = float(scale)
     if dropout_p:
@@ -133,6 +133,8 @@ def check_qkv(q, k, v):
 
 def broadcast_qkv(q, k, v, enable_gqa):
     """q, k, v in four dimensions, and the leading dimensions [..., H] of the result."""
+    if q.ndim == k.ndim == v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]:
+        return q, k, v, q.shape[:2]
     dimensions = max(q.ndim, k.ndim, v.ndim)
     shapes = [_leading(x) for x in (q, k, v)]
     batch = ()

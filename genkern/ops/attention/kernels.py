@@ -234,8 +234,10 @@ def _numbers(x, fixed):
 
 
 def _row_addresses(rows, fixed):
-    shift, total = rows
-    return _numbers(shift, fixed), _numbers(total, fixed)
+    kind, batch, head, _ = rows.stride()
+    batch = batch if fixed.q_starts is None else 0
+    shift = rows.data_ptr()
+    return (shift, batch, head), (shift + kind * rows.element_size(), batch, head)
 
 
 def _bias(x, q):
