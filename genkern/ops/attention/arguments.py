@@ -57,7 +57,7 @@ def checked_settings(features, dropout_p, is_causal, scale, window, alignment, s
         scale = 1 / math.sqrt(max(1, features))
     else:
         _check_number("scale", scale, " or None")
-        if not math.isfinite(scale):
+        if not abs(scale) < math.inf:  # math.isfinite cannot be traced with a symbolic scale
             raise ValueError(f"{OP}: scale must be finite, not {scale}")
         scale = float(scale)
     if dropout_p:
