@@ -3,7 +3,17 @@
 from genkern import losses, nn
 from genkern.backend import explain, use_backend
 from genkern.nn.spectral_norm import spectral_norm
-from genkern.ops.attention.op import attention
+from genkern.ops.attention.alibi import alibi
+from genkern.ops.attention.op import attention, attention_varlen
 
-__all__ = ["attention", "explain", "losses", "nn", "spectral_norm", "use_backend"]
+__all__ = [
+    "alibi",
+    "attention",
+    "attention_varlen",
+    "explain",
+    "losses",
+    "nn",
+    "spectral_norm",
+    "use_backend",
+]
 __version__ = "0.1.0"

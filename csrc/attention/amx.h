@@ -4,10 +4,10 @@
 // in pairs. Here a matrix that comes from the left lies in rows, one from the right in pairs of
 // rows (`Pair`), both padded by zeros to whole tiles:
 //
-//   score         keys [keys][features]            · queries in pairs of features
-//   [features/2][queries] to_queries    keysᵀ, panels of `tile` keys     · tile in pairs of keys
-//   [keys/2][queries] to_keys       tile [keys][queries]             · queries in pairs of queries
-//   [queries/2][features]
+//                 left                            right
+//   score         keys [keys][features]           queries, in pairs of features
+//   to_queries    keysᵀ, in panels of a tile      tile, in pairs of keys
+//   to_keys       tile [keys][queries]            queries, in pairs of queries
 //
 // The passes' tiles are fp32 and centred before they are rounded to bf16 for a product.
 #pragma once
@@ -252,7 +252,8 @@ struct AmxEngine {
 
     void take(Rows<A> from, int64_t keys, int64_t queries, int uses) {
       for (int64_t lane = 0; lane < queries; lane += lanes<A>())
-        fill(from, keys, queries, lane, uses, [&](int64_t at) { return load(from.data + at); });
+        fill(from, keys, queries, lane, uses,
+             [&](int64_t at, int) { return load(from.data + at); });
     }
 
     template <class Value>
@@ -263,11 +264,11 @@ struct AmxEngine {
       const __mmask32 seen = ((1u << live) - 1) * 0x10001u;
       int64_t j = 0, at = lane;
       for (; j + 2 <= keys; j += 2, at += 2 * in.stride) {
-        const Vec<A> even = value(at);
-        put(j, lane, uses, round_both(even, value(at + in.stride), seen));
+        const Vec<A> even = value(at, 0);
+        put(j, lane, uses, round_both(even, value(at + in.stride, 1), seen));
       }
       if (j < keys) {
-        put(j, lane, uses, round_both(value(at), Vec<A>{}, seen));
+        put(j, lane, uses, round_both(value(at, 0), Vec<A>{}, seen));
         j += 2;
       }
       for (const int64_t whole = round_up(keys, tile_depth); j < whole; j += 2)

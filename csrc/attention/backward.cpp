@@ -45,19 +45,24 @@ class BackwardPass {
     const int64_t vectors = vectors_for<A>(block.queries);
     take_rows(block, vectors);
     E::clear_query_sums(dq, problem.d);
+    const bool writes_bias = is_of_one_source(problem, args.grads.bias);
+    const BiasGradient<A> bias(args.grads.bias, block.sequence.batch, block.head);
+    if (writes_bias) bias.clear(block.i0, block.queries, problem.M);
     each_tile<E>(block, [&](int64_t j0, int64_t keys) {
       const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
-      if (args.grads.key_bias.data || problem.softcap > 0) {
+      if (writes_bias || args.grads.key_bias.data || problem.softcap > 0) {
         make_logit_gradients(block, j0, keys, vectors);
+        if (writes_bias) bias.add(ds, block, j0, keys, vectors);
         if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, ds, keys, vectors);
         if (problem.softcap > 0) through_softcap(block, j0, keys, vectors);
         operand.take(ds, keys, block.queries, in_to_queries | in_to_keys);
       } else {
         for (int64_t w = 0; w < vectors; ++w) {
           const Vec<A> row_level = load(level + w * lanes<A>());
-          operand.fill(
-              ds, keys, block.queries, w * lanes<A>(), in_to_queries | in_to_keys,
-              [&](int64_t at) { return load(p.data + at) * (load(ds.data + at) - row_level); });
+          operand.fill(ds, keys, block.queries, w * lanes<A>(), in_to_queries | in_to_keys,
+                       [&](int64_t at, int) {
+                         return load(p.data + at) * (load(ds.data + at) - row_level);
+                       });
         }
       }
       if (args.grads.q.data) E::to_queries(dq, k, j0, keys, operand, vectors);
@@ -150,9 +155,8 @@ Status attention_backward(const AttentionBackward& args) {
   return for_dtype(args.problem.dtype, [&](auto t) {
     using Pass = BackwardPass<decltype(t)>;
     const InputGradients& grads = args.grads;
-    const bool sums = grads.q.data || grads.k.data || grads.v.data || grads.key_bias.data;
-    const Status status = sums ? sweep_with_sums<Pass>(args) : Status::ok;
-    return status == Status::ok ? sweep_bias<Pass>(args) : status;
+    const bool only_bias = !(grads.q.data || grads.k.data || grads.v.data || grads.key_bias.data);
+    return sweep_gradients<Pass>(args, only_bias);
   });
 }
 

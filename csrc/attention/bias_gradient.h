@@ -1,7 +1,8 @@
 // The gradient of the general bias: gradients of logits, summed over what it was broadcast along.
 // For kernel files.
 //
-// A sweep of its own, that makes the gradients of logits anew: only so does every element of the
+// A bias that is broadcast nowhere is written by the pass itself, block by block. Any other has a
+// sweep of its own, that makes the gradients of logits anew: only so does every element of the
 // result belong to one task, which adds up all heads and queries that share it in a fixed order. A
 // task is one block of queries, or all of them where the bias is the same for every query, of one
 // head of the bias.
@@ -19,7 +20,19 @@ struct BiasGradient {
   A* data;
   int64_t row, key;  // strides, 0 where it is broadcast
 
+  // Of one head of the bias.
+  BiasGradient(const Bias& grad, int64_t batch, int64_t head)
+      : data(static_cast<A*>(grad.data) + batch * grad.batch + head * grad.head),
+        row(grad.row),
+        key(grad.key) {}
+
   A* at(int64_t i, int64_t j) const { return data + i * row + j * key; }
+
+  // Zeros in rows [first, first + count) of `keys`, or in what stands for them.
+  void clear(int64_t first, int64_t count, int64_t keys) const {
+    for (int64_t i = 0; i < (row == 0 ? 1 : count); ++i)
+      memset(at(first + i, 0), 0, size_t(key == 0 ? 1 : keys) * sizeof(A));
+  }
 
   // Adds tile [keys][queries], the gradients of logits of queries i0 … and keys j0 ….
   void add(Rows<A> tile, const Block& block, int64_t j0, int64_t keys, int64_t vectors) const {
@@ -51,15 +64,20 @@ struct BiasGradient {
   static void add_part(A* to, Vec<A> x, int64_t n) { store_part(to, load_part(to, n) + x, n); }
 };
 
+// Whether each element of a bias's gradient comes from one query and one key of one head.
+inline bool is_of_one_source(const AttentionProblem& problem, const Bias& grad) {
+  return grad.data && (grad.batch != 0 || problem.B == 1) && (grad.head != 0 || problem.H == 1) &&
+         grad.row != 0 && grad.key != 0;
+}
+
 // pass.enter(sequence, kv_head), then pass.run_for_bias(block, gradient) for every block that has a
-// part in a task's elements. A gradient is contiguous where it is not broadcast.
+// part in a task's elements.
 template <class Pass, class Args>
 inline Status sweep_bias(const Args& args) {
   using A = typename Pass::A;
   using E = typename Pass::E;
   const AttentionProblem& problem = args.problem;
   const Bias& grad = args.grads.bias;
-  if (!grad.data) return Status::ok;
   const int64_t blocks = ceil_div(problem.N, E::width);
   // What the gradient has of each, and how many of each share one of them.
   const int64_t batches = grad.batch == 0 ? 1 : problem.B, heads = grad.head == 0 ? 1 : problem.H;
@@ -77,13 +95,9 @@ inline Status sweep_bias(const Args& args) {
     Pass pass(args, carve);
     const int64_t part = task % parts, which = task / parts;
     const int64_t first_head = which % heads, first_batch = which / heads;
-    const BiasGradient<A> gradient{
-        static_cast<A*>(grad.data) + first_batch * grad.batch + first_head * grad.head, grad.row,
-        grad.key};
+    const BiasGradient<A> gradient(grad, first_batch, first_head);
     const int64_t first_row = part * E::width;
-    const int64_t rows = grad.row == 0 ? 1 : smaller(E::width, problem.N - first_row);
-    for (int64_t i = 0; i < rows; ++i)
-      memset(gradient.at(first_row + i, 0), 0, size_t(keys_of_gradient) * sizeof(A));
+    gradient.clear(first_row, smaller(E::width, problem.N - first_row), problem.M);
     for (int64_t batch = first_batch; batch < first_batch + all_batches; ++batch)
       for (int64_t head = first_head; head < first_head + all_heads; ++head) {
         const Sequence sequence(problem, batch);
@@ -94,6 +108,15 @@ inline Status sweep_bias(const Args& args) {
       }
   });
   return Status::ok;
+}
+
+// All results of a pass that has run, for sums and queries, and run_for_bias.
+template <class Pass, class Args>
+inline Status sweep_gradients(const Args& args, bool only_bias) {
+  const Status status = only_bias ? Status::ok : sweep_with_sums<Pass>(args);
+  const bool rest =
+      args.grads.bias.data && (only_bias || !is_of_one_source(args.problem, args.grads.bias));
+  return status == Status::ok && rest ? sweep_bias<Pass>(args) : status;
 }
 
 }  // namespace GK_LEVEL

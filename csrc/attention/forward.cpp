@@ -73,15 +73,15 @@ class ForwardPass {
       new_top = max(new_top, odd_top);
       // All keys so far at -inf: any finite shift gives the zeros that are due.
       const Vec<A> shift = select(new_top == minus_infinity<A>, Vec<A>{}, new_top);
-      Vec<A> more{};
-      operand.fill(s, keys, queries, w * L, in_to_queries, [&](int64_t i) {
+      Vec<A> more[4] = {};
+      operand.fill(s, keys, queries, w * L, in_to_queries, [&](int64_t i, int part) {
         const Vec<A> p = E::exponential(load(s.data + i) - shift, factor);
-        more += p;
+        more[part] += p;
         return z.data ? p * load(z.data + i) : p;
       });
       const Vec<A> shrink = E::exponential(old_top - shift, factor);
       store(top + w * L, new_top);
-      store(sum + w * L, load(sum + w * L) * shrink + more);
+      store(sum + w * L, load(sum + w * L) * shrink + ((more[0] + more[1]) + (more[2] + more[3])));
       for (int64_t e = 0; e < problem.dv; ++e) {
         A* o = out_sum.row(e) + w * L;
         store(o, load(o) * shrink);

@@ -113,6 +113,24 @@ inline void add_key_bias(Rows<A> tile, const RowNumbers& key_bias, const Block& 
     }
 }
 
+// ---- Sums over keys -----------------------------------------------------------------------------
+
+// Σ of body(j) over the keys of a tile, in four sums side by side: one alone would round as often
+// as there are keys, and a row's sums (of exp, P·dP, …) enter each of its numbers.
+template <class A, class Body>
+inline Vec<A> sum_over_keys(int64_t keys, const Body& body) {
+  Vec<A> sums[4] = {};
+  int64_t j = 0;
+  for (; j + 4 <= keys; j += 4) {
+    sums[0] += body(j);
+    sums[1] += body(j + 1);
+    sums[2] += body(j + 2);
+    sums[3] += body(j + 3);
+  }
+  for (; j < keys; ++j) sums[j % 4] += body(j);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // ---- Logits -------------------------------------------------------------------------------------
 
 // body(offset in elements) for every vector of a tile.

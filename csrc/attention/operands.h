@@ -79,7 +79,8 @@ struct FmaEngine {
   };
 
   // A tile in the form that to_queries and to_keys want: one that lies ready, or, `lane` by `lane`,
-  // numbers value(offset in the tile), each asked for once and in the order of keys.
+  // numbers value(offset in the tile, part), each asked for once and in the order of keys. `part`,
+  // a constant of 0 to 3, says in which of four sums a sum over keys should have it.
   struct Operand {
     Rows<const A> tile;
 
@@ -91,7 +92,15 @@ struct FmaEngine {
     void fill(Rows<A> in, int64_t keys, int64_t /*queries*/, int64_t lane, int /*uses*/,
               const Value& value) {
       tile = constant(in);
-      for (int64_t j = 0, at = lane; j < keys; ++j, at += in.stride) store(in.data + at, value(at));
+      const auto put = [&](int64_t at, int part) { store(in.data + at, value(at, part)); };
+      int64_t j = 0, at = lane;
+      for (; j + 4 <= keys; j += 4, at += 4 * in.stride) {
+        put(at, 0);
+        put(at + in.stride, 1);
+        put(at + 2 * in.stride, 2);
+        put(at + 3 * in.stride, 3);
+      }
+      for (; j < keys; ++j, at += in.stride) put(at, 0);
     }
   };
 

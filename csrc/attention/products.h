@@ -64,7 +64,9 @@ struct Carver {
   template <class A>
   A* array(int64_t count) {
     A* at = base ? reinterpret_cast<A*>(base + used) : nullptr;
-    used += round_up(count * int64_t(sizeof(A)), scratch_alignment);
+    const int64_t end = used + count * int64_t(sizeof(A));
+    used = round_up(end, scratch_alignment) + scratch_gap;
+    if (base) forbid(base + end, used - end);
     return at;
   }
   template <class A>

@@ -61,11 +61,16 @@ class SecondPass {
     put_numbers(args.out_grad_lse, tau, block);
     E::clear_query_sums(q_sum, problem.d);
     E::clear_query_sums(out_sum, problem.dv);
+    const bool writes_bias = is_of_one_source(problem, args.grads.bias);
+    const BiasGradient<A> bias(args.grads.bias, block.sequence.batch, block.head);
+    if (writes_bias) bias.clear(block.i0, block.queries, problem.M);
     each_tile<E>(block, [&](int64_t j0, int64_t keys) {
       const Rows<A> p = p_tiles.at(block, j0), pt = t_tiles.at(block, j0);
       const Rows<A> w = e_tiles.at(block, j0);
-      const bool ready = args.grads.key_bias.data || problem.softcap > 0 || problem.dropout > 0;
+      const bool ready =
+          writes_bias || args.grads.key_bias.data || problem.softcap > 0 || problem.dropout > 0;
       if (ready) make_weights(block, j0, keys, vectors);
+      if (writes_bias) bias.add(w, block, j0, keys, vectors);
       if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, w, keys, vectors);
       if (problem.softcap > 0) through_softcap(block, j0, keys, vectors);
       if (problem.dropout > 0) {
@@ -136,8 +141,7 @@ class SecondPass {
     for (int64_t w = 0; w < vectors; ++w) {
       const int64_t lane = w * lanes<A>();
       const Vec<A> row_level = load(level + lane), row_tau = load(tau + lane);
-      Vec<A> total{};
-      for (int64_t j = 0; j < keys; ++j) {
+      const Vec<A> total = sum_over_keys<A>(keys, [&](int64_t j) {
         const int64_t at = j * E::width + lane;
         const Vec<A> centred_dp = load(dp.data + at) - row_level;
         const Vec<A> centred_t = load(t.data + at) - row_tau;
@@ -145,8 +149,8 @@ class SecondPass {
         store(dp.data + at, centred_dp);
         store(t.data + at, centred_t);
         store(u.data + at, e);
-        total += load(p.data + at) * e;
-      }
+        return load(p.data + at) * e;
+      });
       store(rho + lane, load(rho + lane) + total);
     }
   }
@@ -193,8 +197,9 @@ class SecondPass {
     const A* p = p_tiles.at(block, j0).data;
     for (int64_t lane = 0; lane < block.queries; lane += lanes<A>()) {
       const Vec<A> here = row_level ? load(row_level + lane) : Vec<A>{};
-      operand.fill(factors, keys, block.queries, lane, uses,
-                   [&](int64_t at) { return load(p + at) * (load(factors.data + at) - here); });
+      operand.fill(factors, keys, block.queries, lane, uses, [&](int64_t at, int) {
+        return load(p + at) * (load(factors.data + at) - here);
+      });
     }
   }
 
@@ -249,11 +254,8 @@ class SecondPass {
 }  // namespace
 
 Status attention_second(const AttentionSecond& args) {
-  return for_dtype(args.problem.dtype, [&](auto t) {
-    using Pass = SecondPass<decltype(t)>;
-    const Status status = sweep_with_sums<Pass>(args);
-    return status == Status::ok ? sweep_bias<Pass>(args) : status;
-  });
+  return for_dtype(args.problem.dtype,
+                   [&](auto t) { return sweep_gradients<SecondPass<decltype(t)>>(args, false); });
 }
 
 }  // namespace GK_LEVEL

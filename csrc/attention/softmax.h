@@ -106,8 +106,7 @@ inline void add_query_totals(A* sums, int64_t stride, int64_t keys, int64_t vect
                              const Body& body) {
   for (int64_t w = 0; w < vectors; ++w) {
     const int64_t lane = w * lanes<A>();
-    Vec<A> total{};
-    for (int64_t j = 0; j < keys; ++j) total += body(j * stride + lane);
+    const Vec<A> total = sum_over_keys<A>(keys, [&](int64_t j) { return body(j * stride + lane); });
     store(sums + lane, load(sums + lane) + total);
   }
 }

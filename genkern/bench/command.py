@@ -41,10 +41,10 @@ def run(args):
         print(row(workload, result))
         sys.stdout.flush()
     print(
-        "\nForward and backward; medians, implementations interleaved. vs eager: how many times "
-        "faster than\neager. memory: growth of peak RSS in a fresh process, eager → genkern. "
-        "error: largest error of outputs\nand gradients against fp64, relative; ✓ at most 1.25 "
-        "times eager's or rounding."
+        "\nForward and backward, where nothing else is said; medians, implementations interleaved. "
+        "vs eager: how\nmany times faster than eager. memory: growth of peak RSS in a fresh "
+        "process, eager → genkern. error:\nlargest error of outputs and gradients against fp64, "
+        "relative; ✓ at most 1.25 times eager's (of second\nderivatives 2) or rounding."
     )
     if busy := [result.name for result in results if result.busy]:
         print("The machine was busy meanwhile, so their times are noise:", "; ".join(busy))

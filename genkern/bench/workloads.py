@@ -1,13 +1,15 @@
-"""What is measured: each workload is one forward and backward, prepared once per implementation.
+"""What is measured: each workload is one forward and backward, or a derivative of another kind,
+prepared once per implementation.
 
-`Workload.prepare(name)` gives a function without arguments that runs forward and backward and
-returns outputs and gradients. "eager" is what people write today, "compile" the same through
+`Workload.prepare(name)` gives a function without arguments that runs it and returns outputs and
+gradients. "eager" is what people write today, "compile" the same through
 torch.compile, "sdpa" PyTorch's fused attention, "genkern" ours, "exact" eager in fp64. All get the
 same numbers.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +21,17 @@ from genkern import losses
 
 @dataclass(frozen=True)
 class Workload:
-    """`build(implementation, dtype)` returns the step; `others` are implementations beside eager,
-    compile and genkern; `quick` puts it in `--quick`, "compiled" with torch.compile too (a
-    discriminator's normalizations take it too long)."""
+    """`build(implementation, dtype)` returns the step; `others` are implementations beside eager
+    and genkern; `quick` puts it in `--quick`, "compiled" with torch.compile too (a discriminator's
+    normalizations take it too long). The error may be `error_ratio` times eager's."""
 
     op: str
     shape: str
     dtype: torch.dtype
     build: Callable
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...] = ("compile",)
     quick: bool | str = False
+    error_ratio: float = 1.25
 
     @property
     def name(self):
@@ -36,7 +39,7 @@ class Workload:
 
     @property
     def implementations(self):
-        return ("eager", "compile", *self.others, "genkern")
+        return ("eager", *self.others, "genkern")
 
     def prepare(self, implementation):
         torch.manual_seed(0)
@@ -65,28 +68,74 @@ def eager_attention(q, k, v, is_causal=False):
     return scores.softmax(-1) @ v
 
 
-def attention(B, H, N, d, M=None, dv=None, is_causal=False, dtype=torch.float32, quick=False):
+def attention(
+    B,
+    H,
+    N,
+    d,
+    M=None,
+    dv=None,
+    is_causal=False,
+    dtype=torch.float32,
+    derivative="backward",
+    quick=False,
+):
+    """`derivative`: "backward": forward and backward; "second order": a gradient penalty's step,
+    the gradients of ⟨the gradients, random tangents⟩ after forward and backward; "jvp": the output
+    and its tangent, in forward mode."""
     M, dv = M or N, dv or d
 
     def build(implementation, dtype):
         q = _numbers(B, H, N, d, dtype=dtype)
         k = _numbers(B, H, M, d, dtype=dtype)
         v = _numbers(B, H, M, dv, dtype=dtype)
-        cotangent = _numbers(B, H, N, dv, dtype=dtype, grad=False)
+        cotangent = _numbers(B, H, N, dv, dtype=dtype, grad=derivative == "second order")
+        tangents = tuple(_numbers(*x.shape, dtype=dtype, grad=False) for x in (q, k, v))
         function = {"genkern": genkern.attention, "sdpa": F.scaled_dot_product_attention}.get(
             implementation, eager_attention
         )
-        function = _compiled(function, implementation)
+        function = _compiled(partial(function, is_causal=is_causal), implementation)
 
-        def step():
-            out = function(q, k, v, is_causal=is_causal)
+        def backward():
+            out = function(q, k, v)
             return out, *torch.autograd.grad(out, (q, k, v), cotangent)
 
-        return step
+        def second_order():
+            grads = torch.autograd.grad(function(q, k, v), (q, k, v), cotangent, create_graph=True)
+            return torch.autograd.grad(grads, (q, k, v, cotangent), tangents)
+
+        def jvp():
+            return torch.func.jvp(function, tuple(x.detach() for x in (q, k, v)), tangents)
+
+        return {"backward": backward, "second order": second_order, "jvp": jvp}[derivative]
 
     keys = "" if M == N and dv == d else f" M={M} dv={dv}"
     shape = f"{B}×{H}×{N}×{d}{keys}{' causal' if is_causal else ''}"
-    return Workload("attention", shape, dtype, build, ("sdpa",), quick)
+    if derivative == "backward":
+        return Workload("attention", shape, dtype, build, ("compile", "sdpa"), quick)
+    return Workload(f"attention {derivative}", shape, dtype, build, (), quick, error_ratio=2.0)
+
+
+def attentions():
+    """The shapes of a transformer, of a long sequence, of small heads, and of SAGAN's block."""
+    quick = {(1, 4, 1024, 64): "compiled", (1, 1, 4096, 64): True, (8, 1, 1024, 24): True}
+    for dtype in (torch.float32, torch.bfloat16):
+        for derivative in ("backward", "second order", "jvp"):
+            for B, H, N, d, options in (
+                (1, 4, 1024, 64, {}),
+                (1, 4, 1024, 64, {"is_causal": True}),
+                (1, 1, 4096, 64, {}),
+                (4, 8, 256, 64, {"is_causal": True}),
+                (8, 1, 1024, 24, {"M": 256, "dv": 96}),
+            ):
+                in_quick = dtype == torch.float32 and not options.get("is_causal")
+                yield attention(
+                    *(B, H, N, d),
+                    **options,
+                    dtype=dtype,
+                    derivative=derivative,
+                    quick=in_quick and quick[B, H, N, d],
+                )
 
 
 # ---- Spectral normalization ---------------------------------------------------------------------
@@ -177,12 +226,7 @@ def adversarial(name, count, dtype=torch.float32, quick=False):
 def all_workloads():
     """Every workload, `quick` ones marked."""
     return [
-        attention(1, 4, 1024, 64, quick="compiled"),
-        attention(1, 4, 1024, 64, is_causal=True),
-        attention(1, 1, 4096, 64, quick=True),
-        attention(4, 8, 256, 64, is_causal=True),
-        attention(8, 1, 1024, 24, M=256, dv=96, quick=True),
-        attention(1, 4, 1024, 64, dtype=torch.bfloat16),
+        *attentions(),
         *[spectral_norm(model, quick=True) for model in DISCRIMINATORS],
         adversarial("hinge", 64, quick="compiled"),
         adversarial("hinge", 262144, quick="compiled"),

@@ -1,5 +1,13 @@
 """Modules made of genkern's ops."""
 
+from genkern.nn.hugging_face import register_with_transformers
+from genkern.nn.l2_self_attention import L2SelfAttention2d
+from genkern.nn.multihead_attention import MultiheadAttention
 from genkern.nn.self_attention2d import SelfAttention2d
 
-__all__ = ["SelfAttention2d"]
+__all__ = [
+    "L2SelfAttention2d",
+    "MultiheadAttention",
+    "SelfAttention2d",
+    "register_with_transformers",
+]

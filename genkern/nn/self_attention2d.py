@@ -3,8 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import genkern
+from genkern.nn.spectral_norm import SpectralNorm
+
+CONVOLUTIONS = ("theta", "phi", "g", "o")
 
 
 class SelfAttention2d(nn.Module):
@@ -12,31 +16,40 @@ class SelfAttention2d(nn.Module):
 
     theta, phi, g and o are 1×1 convolutions without bias; phi and g are max-pooled by 2, so N = H·W
     pixels look at M = N/4 places. One head of d = C/8 with values of dv = C/2, and no 1/√d. gamma
-    starts at 0: the block begins as the identity. Zhang et al. 2019 (SAGAN), with the pooling and
-    the parameter names of BigGAN-PyTorch (Brock et al. 2019), whose weights load as they are.
+    starts at 0: the block begins as the identity. Zhang et al. 2019 (SAGAN), with the pooling, the
+    arguments and the parameter names of BigGAN-PyTorch (Brock et al. 2019): its `layers.Attention`
+    can be replaced by this, and its weights load as they are.
+
+    Weights that BigGAN-PyTorch kept normalised (`theta.weight, theta.u0, theta.sv0, …`) load into a
+    block after `genkern.spectral_norm(block, recurse=True)`, with the same σ in eval mode; into
+    another block load_state_dict raises its RuntimeError.
 
     Args:
         channels: C, a multiple of 8.
+        which_conv: makes the convolutions, called like `nn.Conv2d`.
 
-    Shape: x [B, C, H, W] with H, W ≥ 2, any float dtype; the result is like x.
+    Shape: x [B, C, H, W] with H, W ≥ 2, any float dtype; the result is like x. A second argument is
+    BigGAN's class condition, which the block has no use for.
 
     Raises ValueError for `channels` that 8 does not divide and for an input of another shape.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, which_conv=nn.Conv2d) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
             raise ValueError(
                 f"SelfAttention2d: channels must be a positive multiple of 8, not {channels}"
             )
         self.channels = channels
-        self.theta = nn.Conv2d(channels, channels // 8, 1, bias=False)
-        self.phi = nn.Conv2d(channels, channels // 8, 1, bias=False)
-        self.g = nn.Conv2d(channels, channels // 2, 1, bias=False)
-        self.o = nn.Conv2d(channels // 2, channels, 1, bias=False)
-        self.gamma = nn.Parameter(torch.tensor(0.0))
+        self.theta = which_conv(channels, channels // 8, kernel_size=1, padding=0, bias=False)
+        self.phi = which_conv(channels, channels // 8, kernel_size=1, padding=0, bias=False)
+        self.g = which_conv(channels, channels // 2, kernel_size=1, padding=0, bias=False)
+        self.o = which_conv(channels // 2, channels, kernel_size=1, padding=0, bias=False)
+        # One element and not none of dimensions, as BigGAN's: FSDP2 shards no scalars.
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.register_load_state_dict_pre_hook(_translate_biggan)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 2:
             raise ValueError(
                 f"SelfAttention2d: x must be [B, {self.channels}, H, W] with H, W ≥ 2, "
@@ -56,3 +69,38 @@ class SelfAttention2d(nn.Module):
 def _as_sequence(image: Tensor) -> Tensor:
     """[B, C, H, W] as one head of H·W tokens: [B, 1, H·W, C], a view."""
     return image.flatten(2).mT.unsqueeze(1)
+
+
+def _translate_biggan(block, state_dict, prefix, *others):
+    """Turns BigGAN-PyTorch's gamma and normalised weights into ours, before they are loaded.
+
+    Its u0 [1, rows] starts the next half step, v ← norm(Wᵀu), u ← norm(W v); σ = ‖W v‖. So that
+    step is taken here: σ = u·(W v) of the new u and v is the σ that BigGAN uses in eval mode."""
+    gamma = state_dict.get(f"{prefix}gamma")
+    if gamma is not None and gamma.dim() == 0:
+        state_dict[f"{prefix}gamma"] = gamma.reshape(1)
+    for name in CONVOLUTIONS:
+        weight, u0 = (state_dict.get(f"{prefix}{name}.{key}") for key in ("weight", "u0"))
+        convolution = getattr(block, name)
+        if weight is None or u0 is None or "u0" in dict(convolution.named_buffers()):
+            continue
+        if not _is_normalised(convolution):
+            error_messages = others[-1]
+            error_messages.append(
+                f"SelfAttention2d: {prefix}{name}.u0 is BigGAN's spectral normalisation, and this "
+                f"block has none: call genkern.spectral_norm(block, recurse=True) before loading."
+            )
+            continue
+        matrix = weight.flatten(1)
+        v = F.normalize(matrix.mT @ u0.flatten(), dim=0, eps=1e-12)
+        u = F.normalize(matrix @ v, dim=0, eps=1e-12)
+        new = f"{prefix}{name}.parametrizations.weight"
+        state_dict.update({f"{new}.original": weight, f"{new}.0._u": u, f"{new}.0._v": v})
+        for key in ("weight", "u0", "sv0"):
+            state_dict.pop(f"{prefix}{name}.{key}", None)
+
+
+def _is_normalised(convolution):
+    if not parametrize.is_parametrized(convolution, "weight"):
+        return False
+    return isinstance(convolution.parametrizations.weight[0], SpectralNorm)

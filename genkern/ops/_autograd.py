@@ -3,19 +3,25 @@
 import torch
 from torch.autograd import forward_ad
 
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def direct_apply(function):
+    """A faster `function.apply` for where no transform of torch.func is about.
+
+    torch.autograd.Function.apply is Python that looks for functorch's transforms first: 5 µs of a
+    call that takes 30.
+    """
+    return super(torch.autograd.Function, function).apply
 
 
 def entry(function):
-    """A faster `function.apply` for an autograd.Function that torch.func cannot transform.
-
-    torch.autograd.Function.apply is Python that looks for functorch's transforms first: 5 µs of a
-    call that takes 30. Under a transform it is called all the same, and raises its own error.
-    """
-    direct = super(torch.autograd.Function, function).apply
+    """`direct_apply` for an autograd.Function that torch.func cannot transform: under a transform
+    `function.apply` is called all the same, and raises its own error."""
+    direct = direct_apply(function)
 
     def apply(*args):
-        return function.apply(*args) if _transforms_active() else direct(*args)
+        return function.apply(*args) if transforms_active() else direct(*args)
 
     return apply
 

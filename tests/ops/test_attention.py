@@ -231,16 +231,16 @@ def test_results_lie_like_their_inputs():
 def test_compact_inputs_are_not_copied(monkeypatch):
     """Transposed heads reach the kernel where they lie."""
     seen = []
-    from genkern.ops.attention import op
+    from genkern.ops.attention import kernels
 
-    launch = op.native.attention_forward
+    launch = kernels.native.attention_forward
 
     class Spy:
-        def attention_forward(self, *args):
-            seen.extend(tensor[0] for tensor in args[5:8])
-            return launch(*args)
+        def attention_forward(self, problem, *args):
+            seen.extend(tensor[0] for tensor in problem[-3:])
+            return launch(problem, *args)
 
-    monkeypatch.setattr(op, "native", Spy())
+    monkeypatch.setattr(kernels, "native", Spy())
     qkv = [torch.randn(2, 5, 3, 4).transpose(1, 2) for _ in range(3)]
     genkern.attention(*qkv)
     assert seen == [x.data_ptr() for x in qkv]
@@ -298,8 +298,15 @@ def test_second_derivatives_say_where_they_ran():
     qkv, cotangent = tensors((1, 2, 5, 6, 3, 4))
     with genkern.explain() as log:
         out = genkern.attention(*qkv)
-        torch.autograd.grad(out, qkv, cotangent, create_graph=True)
-    assert [choice.backend for choice in log] == ["cpu", "reference"]
+        grads = torch.autograd.grad(out, qkv, cotangent, create_graph=True)
+        seconds = torch.autograd.grad(grads[0].square().sum(), qkv, create_graph=True)
+        torch.autograd.grad(seconds[1].square().sum(), qkv[0])
+    assert [(choice.op, choice.backend) for choice in log[:4]] == [
+        ("attention", "cpu"),
+        ("attention.backward", "cpu"),
+        ("attention.second", "cpu"),
+        ("attention.third", "reference"),
+    ]
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], ids=str)

@@ -1,0 +1,272 @@
+"""Launches of the native attention kernels: addresses, strides, and memory for the results.
+
+The contract is in csrc/attention/attention.h. `inputs` is (q, k, v, bias, key_bias), `fixed` and
+`settings` are the tuples of arguments.py; `rows` [2, B, H, N] is what the forward keeps. A tangent
+or cotangent that is None is zero, a result that is not wanted is None.
+"""
+
+import torch
+
+from genkern._native import native
+from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER, is_ordinary, materialized
+from genkern.ops.attention.arguments import OP, check_values
+
+NAMES = ("q", "k", "v", "attn_mask", "the key bias")
+KERNELS = ("cpu",)
+ALL = (True,) * 5
+
+_NO_HEADS = (0, 0, 0, 0)
+_NO_NUMBERS = (0, 0, 0)
+_NO_BIAS = (0, 0, 0, 0, 0, 0)
+_NO_BIAS_GRADIENT = (0, 0, 0, 0, 0)
+_STORAGE, _ARITHMETIC, _BOOLEAN = range(3)
+
+
+def forward(inputs, fixed, settings, want_lse):
+    """(out [B, H, N, dv], lse [B, H, N] or None, rows)"""
+    inputs = readable_inputs(inputs)
+    q, _, v, _, _ = inputs
+    out = laid_out_like(q, v.shape[3])
+    lse = new_row_numbers(q) if want_lse else None
+    rows = new_rows(q)
+    native.attention_forward(
+        _problem(inputs, fixed, settings),
+        _heads(out, fixed),
+        *_row_addresses(rows, fixed),
+        _NO_NUMBERS if lse is None else _numbers(lse, fixed),
+    )
+    return out, lse, rows
+
+
+def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=ALL):
+    """Gradients of the five inputs, each in its input's dtype."""
+    inputs = readable_inputs(inputs)
+    grads = new_gradients(inputs, wanted)
+    cotangents = _cotangents(inputs, grad_out, grad_lse)
+    native.attention_backward(
+        _problem(inputs, fixed, settings),
+        *_row_addresses(rows, fixed),
+        *_cotangent_addresses(cotangents, fixed),
+        *_gradient_addresses(grads, inputs, fixed),
+    )
+    return in_dtypes_of(inputs, grads)
+
+
+def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(True,) * 7):
+    """The gradients of ⟨backward's results, tangents⟩ for the inputs, grad_out and grad_lse."""
+    inputs = readable_inputs(inputs)
+    tangents = _readable_tangents(inputs, tangents)
+    cotangents = _cotangents(inputs, grad_out, grad_lse)
+    grads = new_gradients(inputs, wanted[:5])
+    of_out = laid_out_like(cotangents[0], inputs[2].shape[3]) if wanted[5] else None
+    of_lse = new_row_numbers(inputs[0]) if wanted[6] else None
+    addresses = _gradient_addresses(grads, inputs, fixed)
+    native.attention_second(
+        _problem(inputs, fixed, settings),
+        *_row_addresses(rows, fixed),
+        *_cotangent_addresses(cotangents, fixed),
+        *_tangent_addresses(tangents, inputs, fixed),
+        *addresses[:3],
+        _NO_HEADS if of_out is None else _heads(of_out, fixed),
+        _NO_NUMBERS if of_lse is None else _numbers(of_lse, fixed),
+        *addresses[3:],
+    )
+    return *in_dtypes_of(inputs, grads), of_out, of_lse
+
+
+def jvp(inputs, fixed, settings, rows, tangents):
+    """The derivatives of out and lse along the tangents of the inputs."""
+    inputs = readable_inputs(inputs)
+    tangents = _readable_tangents(inputs, tangents)
+    out = laid_out_like(inputs[0], inputs[2].shape[3])
+    lse = new_row_numbers(inputs[0])
+    native.attention_jvp(
+        _problem(inputs, fixed, settings),
+        *_row_addresses(rows, fixed),
+        *_tangent_addresses(tangents, inputs, fixed),
+        _heads(out, fixed),
+        _numbers(lse, fixed),
+    )
+    return out, lse
+
+
+# ---- Memory -------------------------------------------------------------------------------------
+
+
+def laid_out_like(x, last):
+    """An empty [*x.shape[:3], last] whose first three dimensions lie in memory in x's order."""
+    B, H, N = x.shape[:3]
+    strides = x.stride()[:3]
+    if strides[0] >= strides[1] >= strides[2] and strides[2]:
+        return x.new_empty((B, H, N, last))
+    if any(stride == 0 and size > 1 for stride, size in zip(strides, x.shape, strict=False)):
+        return x.new_empty((B, H, N, last))
+    order = sorted(range(3), key=lambda i: -strides[i])
+    result = x.new_empty((*(x.shape[i] for i in order), last))
+    return result.permute(*(order.index(i) for i in range(3)), 3)
+
+
+def new_row_numbers(q):
+    return q.new_empty(q.shape[:3], dtype=ARITHMETIC.get(q.dtype, q.dtype))
+
+
+def new_rows(q):
+    return q.new_empty((2, *q.shape[:3]), dtype=ARITHMETIC.get(q.dtype, q.dtype))
+
+
+def new_gradients(inputs, wanted):
+    """Empty results for the inputs; the biases' in the arithmetic dtype."""
+    q, k, v, bias, key_bias = inputs
+    arithmetic = ARITHMETIC.get(q.dtype, q.dtype)
+    return (
+        laid_out_like(q, q.shape[3]) if wanted[0] else None,
+        laid_out_like(k, k.shape[3]) if wanted[1] else None,
+        laid_out_like(v, v.shape[3]) if wanted[2] else None,
+        q.new_empty(bias.shape, dtype=arithmetic) if has_gradient(bias, wanted[3]) else None,
+        q.new_empty(key_bias.shape, dtype=arithmetic)
+        if has_gradient(key_bias, wanted[4])
+        else None,
+    )
+
+
+def has_gradient(x, wanted=True):
+    return wanted and x is not None and x.dtype != torch.bool
+
+
+def in_dtypes_of(inputs, grads):
+    bias, grad_bias = inputs[3], grads[3]
+    if grad_bias is None or grad_bias.dtype == bias.dtype:
+        return grads
+    return *grads[:3], grad_bias.to(bias.dtype), grads[4]
+
+
+# ---- What the kernels can read ------------------------------------------------------------------
+
+
+def readable_inputs(inputs):
+    q, k, v, bias, key_bias = inputs
+    return (
+        _readable("q", q),
+        _readable("k", k),
+        _readable("v", v),
+        None if bias is None else materialized(OP, "attn_mask", bias),
+        None if key_bias is None else _readable("attn_mask", key_bias),
+    )
+
+
+def _readable(name, x):
+    """Materialised, the last dimension contiguous."""
+    if not is_ordinary(x):
+        x = materialized(OP, name, x)
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def _readable_tangents(inputs, tangents):
+    """Of the inputs' dtypes: a boolean mask has no tangent."""
+    return tuple(
+        _readable_tangent(x, t, i) for i, (x, t) in enumerate(zip(inputs, tangents, strict=True))
+    )
+
+
+def _readable_tangent(x, tangent, place):
+    if tangent is None or not has_gradient(x):
+        return None
+    if tangent.dtype != x.dtype:
+        tangent = tangent.to(x.dtype)
+    if place == 3:
+        return materialized(OP, "the tangent of attn_mask", tangent)
+    return _readable(f"the tangent of {NAMES[place]}", tangent)
+
+
+def _cotangents(inputs, grad_out, grad_lse):
+    q, _, v, _, _ = inputs
+    if grad_out is None:
+        grad_out = q.new_zeros(()).expand(*q.shape[:3], v.shape[3])
+    return (
+        _readable("grad_out", grad_out),
+        None if grad_lse is None else _readable("grad_lse", grad_lse),
+    )
+
+
+# ---- Addresses ----------------------------------------------------------------------------------
+
+
+def _problem(inputs, fixed, settings):
+    q, k, v, bias, key_bias = inputs
+    B, H, N, d = q.shape
+    _, Hk, M, dv = v.shape
+    key_lengths, q_starts, k_starts, seed = fixed
+    if q_starts is not None or key_lengths is not None:
+        settings = check_values(inputs, fixed, settings)
+    scale, softcap, dropout_p, left, right, lower_right, longest_q, longest_k = settings
+    if q_starts is not None:
+        B, N, M = q_starts.shape[0] - 1, longest_q, longest_k
+    if H == 0:  # no batch of one head: the kernels divide by the number of heads
+        B, H, Hk = 0, 1, 1
+    return (
+        DTYPE_NUMBER[q.dtype],
+        (B, H, Hk, N, M, d, dv),
+        (scale, softcap, dropout_p),
+        (left, right, lower_right),
+        0 if seed is None else seed.item() & 0xFFFFFFFFFFFFFFFF,
+        torch.get_num_threads(),
+        (_flat_address(q_starts), _flat_address(k_starts), _flat_address(key_lengths)),
+        _NO_BIAS if bias is None else _bias(bias, q),
+        _NO_NUMBERS if key_bias is None else _numbers(key_bias, fixed),
+        _heads(q, fixed),
+        _heads(k, fixed),
+        _heads(v, fixed),
+    )
+
+
+def _flat_address(x):
+    return 0 if x is None else x.data_ptr()
+
+
+def _heads(x, fixed):
+    batch, head, row, _ = x.stride()
+    return x.data_ptr(), batch if fixed.q_starts is None else 0, head, row
+
+
+def _numbers(x, fixed):
+    batch, head, _ = x.stride()
+    return x.data_ptr(), batch if fixed.q_starts is None else 0, head
+
+
+def _row_addresses(rows, fixed):
+    kind, batch, head, _ = rows.stride()
+    batch = batch if fixed.q_starts is None else 0
+    shift = rows.data_ptr()
+    return (shift, batch, head), (shift + kind * rows.element_size(), batch, head)
+
+
+def _bias(x, q):
+    kind = _BOOLEAN if x.dtype == torch.bool else _STORAGE if x.dtype == q.dtype else _ARITHMETIC
+    return x.data_ptr(), kind, *_bias_strides(x)
+
+
+def _bias_strides(x):
+    return (s if size > 1 else 0 for s, size in zip(x.stride(), x.shape, strict=True))
+
+
+def _cotangent_addresses(cotangents, fixed):
+    grad_out, grad_lse = cotangents
+    return _heads(grad_out, fixed), _NO_NUMBERS if grad_lse is None else _numbers(grad_lse, fixed)
+
+
+def _tangent_addresses(tangents, inputs, fixed):
+    *heads, bias, key_bias = tangents
+    return (
+        *(_NO_HEADS if x is None else _heads(x, fixed) for x in heads),
+        _NO_BIAS if bias is None else _bias(bias, inputs[0]),
+        _NO_NUMBERS if key_bias is None else _numbers(key_bias, fixed),
+    )
+
+
+def _gradient_addresses(grads, inputs, fixed):
+    *heads, bias, key_bias = grads
+    return (
+        *(_NO_HEADS if x is None else _heads(x, fixed) for x in heads),
+        _NO_BIAS_GRADIENT if bias is None else (bias.data_ptr(), *_bias_strides(bias)),
+        _NO_NUMBERS if key_bias is None else _numbers(key_bias, fixed),
+    )
