@@ -81,8 +81,7 @@ inline Status sweep_bias(const Args& args) {
   const int64_t blocks = ceil_div(problem.N, E::width);
   // What the gradient has of each, and how many of each share one of them.
   const int64_t batches = grad.batch == 0 ? 1 : problem.B, heads = grad.head == 0 ? 1 : problem.H;
-  const int64_t parts = grad.row == 0 ? 1 : blocks,
-                keys_of_gradient = grad.key == 0 ? 1 : problem.M;
+  const int64_t parts = grad.row == 0 ? 1 : blocks;
   const int64_t all_batches = grad.batch == 0 ? problem.B : 1;
   const int64_t all_heads = grad.head == 0 ? problem.H : 1, all_blocks = grad.row == 0 ? blocks : 1;
   const int team = team_for(problem);
