@@ -1,5 +1,5 @@
-"""Attention in bf16 at the level amx: what its tiles of 16 and pairs of 32 could get wrong at ragged
-edges. How exact it is, is asked with all levels in test_attention_exact.py."""
+"""Attention in bf16 at the level amx: what its tiles of 16 and 32 could get wrong at ragged edges.
+How exact it is, is asked with all levels in test_attention_exact.py."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def passes(q, k, v, bias, **options):
         _, tangent = torch.func.jvp(
             lambda *x: genkern.attention(*x, bias, **options), (q, k, v), tangents
         )
-    names = "out dq dk dv second-q second-k second-v second-dO tangent".split()
+    names = ["out", "dq", "dk", "dv", "second-q", "second-k", "second-v", "second-dO", "tangent"]
     return dict(zip(names, (out, *first, *second, tangent), strict=True))
 
 
