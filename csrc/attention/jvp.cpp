@@ -53,8 +53,9 @@ class JvpPass {
       }
       for (int64_t w = 0; w < vectors; ++w) {
         const Vec<A> mean = load(tau + w * lanes<A>());
-        operand.fill(t, keys, block.queries, w * lanes<A>(), in_to_queries,
-                     [&](int64_t at) { return (load(t.data + at) - mean) * load(p.data + at); });
+        operand.fill(t, keys, block.queries, w * lanes<A>(), in_to_queries, [&](int64_t at, int) {
+          return (load(t.data + at) - mean) * load(p.data + at);
+        });
       }
       E::to_queries(out_sum, v, j0, keys, operand, vectors);
       if (tangents.has_v()) {
