@@ -31,12 +31,11 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda v: str(v).remo
 either_mask = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 
 
-def tensors(shape, dtype=torch.float64, spread=1.0):
+def tensors(shape, dtype=torch.float64):
     """q, k, v as leaves, and a cotangent."""
     B, H, N, M, d, dv = shape
     sizes = [(B, H, N, d), (B, H, M, d), (B, H, M, dv), (B, H, N, dv)]
     q, k, v, cotangent = (torch.randn(*s, dtype=torch.float64) for s in sizes)
-    q, k = q * spread, k * spread
     q, k, v, cotangent = (x.to(dtype) for x in (q, k, v, cotangent))
     return [x.requires_grad_() for x in (q, k, v)], cotangent
 
