@@ -23,10 +23,10 @@ class BackwardPass {
   BackwardPass(const AttentionBackward& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
-        grad_out(carve, problem.dv),
+        k(carve, problem.M, problem.d, in_score | in_to_queries),
+        v(carve, problem.M, problem.dv, in_score),
+        q(carve, problem.d, in_score | in_to_keys),
+        grad_out(carve, problem.dv, in_score | in_to_keys),
         p_tiles(carve, problem.M),
         dp_tiles(carve, problem.M),
         tanh_tiles(problem.softcap > 0 ? Tiles<E>(carve, problem.M) : Tiles<E>()),
@@ -50,25 +50,28 @@ class BackwardPass {
     if (writes_bias) bias.clear(block.i0, block.queries, problem.M);
     each_tile<E>(block, [&](int64_t j0, int64_t keys) {
       const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
-      make_logit_gradients(block, j0, keys, vectors);
-      if (writes_bias) bias.add(ds, block, j0, keys, vectors);
-      if (args.grads.v.data) {
-        if (problem.dropout > 0) multiply(p, z_tiles.at(block, j0), keys, vectors);
-        operand.take(p, keys, vectors);
-        E::to_keys(sums.v, j0, keys, operand, grad_out, block.queries);
+      if (writes_bias || args.grads.key_bias.data || problem.softcap > 0) {
+        make_logit_gradients(block, j0, keys, vectors);
+        if (writes_bias) bias.add(ds, block, j0, keys, vectors);
+        if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, ds, keys, vectors);
+        if (problem.softcap > 0) through_softcap(block, j0, keys, vectors);
+        operand.take(ds, keys, block.queries, in_to_queries | in_to_keys);
+      } else {
+        for (int64_t w = 0; w < vectors; ++w) {
+          const Vec<A> row_level = load(level + w * lanes<A>());
+          operand.fill(ds, keys, block.queries, w * lanes<A>(), in_to_queries | in_to_keys,
+                       [&](int64_t at, int) {
+                         return load(p.data + at) * (load(ds.data + at) - row_level);
+                       });
+        }
       }
-      if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, ds, keys, vectors);
-      if (problem.softcap > 0) {
-        const A* t = tanh_tiles.at(block, j0).data;
-        each_vector<A>(E::width, keys, vectors, [&](int64_t at) {
-          const Vec<A> x = load(t + at);
-          store(ds.data + at, load(ds.data + at) * (A(1) - x * x));
-        });
-      }
-      if (!args.grads.q.data && !args.grads.k.data) return;
-      operand.take(ds, keys, vectors);
       if (args.grads.q.data) E::to_queries(dq, k, j0, keys, operand, vectors);
       if (args.grads.k.data) E::to_keys(sums.k, j0, keys, operand, q, block.queries);
+      if (args.grads.v.data) {
+        if (problem.dropout > 0) multiply(p, z_tiles.at(block, j0), keys, vectors);
+        operand.take(p, keys, block.queries, in_to_keys);
+        E::to_keys(sums.v, j0, keys, operand, grad_out, block.queries);
+      }
     });
     if (args.grads.q.data) {
       const Rows<T> to = query_rows<T>(args.grads.q, block.sequence, block.head);
@@ -123,6 +126,16 @@ class BackwardPass {
         store(dp + at, load(p + at) * (load(dp + at) - row_level));
       }
     }
+  }
+
+  // dS becomes g∘dS.
+  void through_softcap(const Block& block, int64_t j0, int64_t keys, int64_t vectors) {
+    A* ds = dp_tiles.at(block, j0).data;
+    const A* tanh_tile = tanh_tiles.at(block, j0).data;
+    each_vector<A>(E::width, keys, vectors, [&](int64_t at) {
+      const Vec<A> x = load(tanh_tile + at);
+      store(ds + at, load(ds + at) * (A(1) - x * x));
+    });
   }
 
   const AttentionBackward& args;

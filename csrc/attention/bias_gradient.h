@@ -90,6 +90,7 @@ inline Status sweep_bias(const Args& args) {
   if (!memory.base) return Status::out_of_memory;
 
   parallel(batches * heads * parts, team, [&](int64_t task, int thread) {
+    const typename E::Session session;
     Carver carve = memory.of_thread(thread);
     Pass pass(args, carve);
     const int64_t part = task % parts, which = task / parts;

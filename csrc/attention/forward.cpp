@@ -20,9 +20,9 @@ class ForwardPass {
   ForwardPass(const AttentionForward& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
+        k(carve, problem.M, problem.d, in_score),
+        v(carve, problem.M, problem.dv, in_to_queries),
+        q(carve, problem.d, in_score),
         s(carve.rows<A>(E::tile, E::width)),
         z(problem.dropout > 0 ? carve.rows<A>(E::tile, E::width) : Rows<A>{}),
         operand(carve),
@@ -48,22 +48,16 @@ class ForwardPass {
       const int64_t keys = smaller(E::tile, block.last - j0);
       E::template score<Into::fresh>(s, k, j0, keys, q, vectors);
       finish_logits<T>(problem, s, nullptr, block, j0, keys, vectors);
-      softmax_step(keys, vectors);
-      if (problem.dropout > 0) {
-        dropout_tile(problem, z, block, j0, keys, vectors);
-        each_vector<A>(E::width, keys, vectors, [&](int64_t at) {
-          store(s.data + at, load(s.data + at) * load(z.data + at));
-        });
-      }
-      operand.take(s, keys, vectors);
+      if (problem.dropout > 0) dropout_tile(problem, z, block, j0, keys, vectors);
+      softmax_step(keys, vectors, block.queries);
       E::to_queries(out_sum, v, j0, keys, operand, vectors);
     }
     write(block);
   }
 
  private:
-  // S becomes exp(S - m) with the new running maximum m; out_sum and sum shrink to it.
-  void softmax_step(int64_t keys, int64_t vectors) {
+  // The operand becomes Z∘exp(S - m) with the new running maximum m; out_sum and sum shrink to it.
+  void softmax_step(int64_t keys, int64_t vectors, int64_t queries) {
     constexpr int L = lanes<A>();
     const A factor = exponent_factor<A>(problem);
     for (int64_t w = 0; w < vectors; ++w) {
@@ -73,14 +67,15 @@ class ForwardPass {
       for (int64_t j = 0; j < keys; ++j) new_top = max(new_top, load(at + j * E::width));
       // All keys so far at -inf: any finite shift gives the zeros that are due.
       const Vec<A> shift = select(new_top == minus_infinity<A>, Vec<A>{}, new_top);
-      const Vec<A> more = sum_over_keys<A>(keys, [&](int64_t j) {
-        const Vec<A> p = exp((load(at + j * E::width) - shift) * factor);
-        store(at + j * E::width, p);
-        return p;
+      Vec<A> more[4] = {};
+      operand.fill(s, keys, queries, w * L, in_to_queries, [&](int64_t i, int part) {
+        const Vec<A> p = E::exponential(load(s.data + i) - shift, factor);
+        more[part] += p;
+        return z.data ? p * load(z.data + i) : p;
       });
-      const Vec<A> shrink = exp((old_top - shift) * factor);
+      const Vec<A> shrink = E::exponential(old_top - shift, factor);
       store(top + w * L, new_top);
-      store(sum + w * L, load(sum + w * L) * shrink + more);
+      store(sum + w * L, load(sum + w * L) * shrink + ((more[0] + more[1]) + (more[2] + more[3])));
       for (int64_t e = 0; e < problem.dv; ++e) {
         A* o = out_sum.row(e) + w * L;
         store(o, load(o) * shrink);

@@ -21,10 +21,10 @@ class JvpPass {
   JvpPass(const AttentionJvp& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
-        tangents(problem, args.tangents, carve),
+        k(carve, problem.M, problem.d, in_score),
+        v(carve, problem.M, problem.dv, in_to_queries),
+        q(carve, problem.d, in_score),
+        tangents(problem, args.tangents, carve, in_score, in_to_queries, in_score),
         p_tiles(carve, problem.M),
         t_tiles(carve, problem.M),
         work(carve.rows<A>(E::tile, E::width)),
@@ -51,11 +51,15 @@ class JvpPass {
         dropout_tile(problem, work, block, j0, keys, vectors);
         multiply(p, work, keys, vectors);
       }
-      subtract_and_weigh(t, p, keys, vectors);
-      operand.take(t, keys, vectors);
+      for (int64_t w = 0; w < vectors; ++w) {
+        const Vec<A> mean = load(tau + w * lanes<A>());
+        operand.fill(t, keys, block.queries, w * lanes<A>(), in_to_queries, [&](int64_t at, int) {
+          return (load(t.data + at) - mean) * load(p.data + at);
+        });
+      }
       E::to_queries(out_sum, v, j0, keys, operand, vectors);
       if (tangents.has_v()) {
-        operand.take(p, keys, vectors);
+        operand.take(p, keys, block.queries, in_to_queries);
         E::to_queries(out_sum, tangents.v, j0, keys, operand, vectors);
       }
     });
@@ -82,17 +86,6 @@ class JvpPass {
       add_query_totals(tau, E::width, keys, vectors,
                        [&](int64_t at) { return load(p.data + at) * load(t.data + at); });
     });
-  }
-
-  // T becomes P∘(T - τ).
-  void subtract_and_weigh(Rows<A> t, Rows<A> p, int64_t keys, int64_t vectors) const {
-    for (int64_t w = 0; w < vectors; ++w) {
-      const Vec<A> mean = load(tau + w * lanes<A>());
-      for (int64_t j = 0; j < keys; ++j) {
-        A* at = t.row(j) + w * lanes<A>();
-        store(at, (load(at) - mean) * load(p.row(j) + w * lanes<A>()));
-      }
-    }
   }
 
   const AttentionJvp& args;

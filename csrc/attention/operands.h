@@ -19,12 +19,20 @@
 namespace genkern {
 namespace GK_LEVEL {
 
+// Which products an operand takes part in, so that an engine makes the forms that these want.
+enum Use : int { in_score = 1, in_to_queries = 2, in_to_keys = 4 };
+
 template <class T>
 struct FmaEngine {
   using A = Acc<T>;
+  struct Session {  // what a thread needs while it uses the engine: nothing
+    Session() {}
+  };
   static constexpr int64_t width = max_vectors * lanes<A>();  // queries of a block
   static constexpr int64_t tile = 48;                         // keys of a tile
   static constexpr int64_t grain = step;                      // keys that products take at once
+
+  static Vec<A> exponential(Vec<A> x, A factor) { return exp(x * factor); }
 
   // A matrix of one head's keys.
   struct Keys {
@@ -32,7 +40,7 @@ struct FmaEngine {
     Rows<const A> body, tail;
     int64_t tail_from, columns;
 
-    Keys(Carver& carve, int64_t keys, int64_t columns)
+    Keys(Carver& carve, int64_t keys, int64_t columns, int /*uses*/)
         : packed(carve.rows<A>(round_up(keys, tile), round_up(columns, step))), columns(columns) {}
 
     void take(Rows<const T> from, int64_t keys) {
@@ -59,7 +67,7 @@ struct FmaEngine {
     Rows<A> rows, transposed;
     int64_t columns;
 
-    Queries(Carver& carve, int64_t columns)
+    Queries(Carver& carve, int64_t columns, int /*uses*/)
         : rows(carve.rows<A>(width, round_up(columns, lanes<A>()))),
           transposed(carve.rows<A>(round_up(columns, lanes<A>()), width)),
           columns(columns) {}
@@ -70,12 +78,30 @@ struct FmaEngine {
     }
   };
 
-  // A tile in the form that to_queries and to_keys want.
+  // A tile in the form that to_queries and to_keys want: one that lies ready, or, `lane` by `lane`,
+  // numbers value(offset in the tile, part), each asked for once and in the order of keys. `part`,
+  // a constant of 0 to 3, says in which of four sums a sum over keys should have it.
   struct Operand {
     Rows<const A> tile;
 
     explicit Operand(Carver&) {}
-    void take(Rows<A> from, int64_t /*keys*/, int64_t /*vectors*/) { tile = constant(from); }
+    void take(Rows<A> from, int64_t /*keys*/, int64_t /*queries*/, int /*uses*/) {
+      tile = constant(from);
+    }
+    template <class Value>
+    void fill(Rows<A> in, int64_t keys, int64_t /*queries*/, int64_t lane, int /*uses*/,
+              const Value& value) {
+      tile = constant(in);
+      const auto put = [&](int64_t at, int part) { store(in.data + at, value(at, part)); };
+      int64_t j = 0, at = lane;
+      for (; j + 4 <= keys; j += 4, at += 4 * in.stride) {
+        put(at, 0);
+        put(at + in.stride, 1);
+        put(at + 2 * in.stride, 2);
+        put(at + 3 * in.stride, 3);
+      }
+      for (; j < keys; ++j, at += in.stride) put(at, 0);
+    }
   };
 
   // Sums over keys, transposed: [columns][queries].
@@ -108,9 +134,6 @@ struct FmaEngine {
                                    vectors_for<A>(queries.columns), live_queries);
   }
 };
-
-template <class T>
-using Engine = FmaEngine<T>;
 
 }  // namespace GK_LEVEL
 }  // namespace genkern

@@ -27,11 +27,12 @@ class SecondPass {
   SecondPass(const AttentionSecond& args, Carver& carve)
       : args(args),
         problem(args.problem),
-        k(carve, problem.M, problem.d),
-        v(carve, problem.M, problem.dv),
-        q(carve, problem.d),
-        grad_out(carve, problem.dv),
-        tangents(problem, args.tangents, carve),
+        k(carve, problem.M, problem.d, in_score | in_to_queries),
+        v(carve, problem.M, problem.dv, in_score | in_to_queries),
+        q(carve, problem.d, in_score | in_to_keys),
+        grad_out(carve, problem.dv, in_score | in_to_keys),
+        tangents(problem, args.tangents, carve, in_score | in_to_queries, in_score | in_to_queries,
+                 in_score | in_to_keys),
         p_tiles(carve, problem.M),
         dp_tiles(carve, problem.M),
         t_tiles(carve, problem.M),
@@ -64,9 +65,11 @@ class SecondPass {
     const BiasGradient<A> bias(args.grads.bias, block.sequence.batch, block.head);
     if (writes_bias) bias.clear(block.i0, block.queries, problem.M);
     each_tile<E>(block, [&](int64_t j0, int64_t keys) {
-      const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
-      const Rows<A> pt = t_tiles.at(block, j0), w = e_tiles.at(block, j0);
-      make_weights(block, j0, keys, vectors);
+      const Rows<A> p = p_tiles.at(block, j0), pt = t_tiles.at(block, j0);
+      const Rows<A> w = e_tiles.at(block, j0);
+      const bool ready =
+          writes_bias || args.grads.key_bias.data || problem.softcap > 0 || problem.dropout > 0;
+      if (ready) make_weights(block, j0, keys, vectors);
       if (writes_bias) bias.add(w, block, j0, keys, vectors);
       if (args.grads.key_bias.data) add_key_totals(sums.key_bias + j0, w, keys, vectors);
       if (problem.softcap > 0) through_softcap(block, j0, keys, vectors);
@@ -74,7 +77,7 @@ class SecondPass {
         multiply(p, z_tiles.at(block, j0), keys, vectors);
         multiply(pt, z_tiles.at(block, j0), keys, vectors);
       }
-      multiply_out(block, sums, j0, keys, vectors, p, ds, pt, w);
+      multiply_out(block, sums, j0, keys, vectors, ready);
     });
     write(args.grads.q, q_sum, problem.d, A(problem.scale), block);
     write(args.out_grad_out, out_sum, problem.dv, A(1), block);
@@ -183,28 +186,48 @@ class SecondPass {
     });
   }
 
+  // The operand becomes P∘(factor - level), or the tile of factors as it is.
+  void take_weighted(Rows<A> factors, const A* row_level, const Block& block, int64_t j0,
+                     int64_t keys, bool as_it_is) {
+    constexpr int uses = in_to_queries | in_to_keys;
+    if (as_it_is) {
+      operand.take(factors, keys, block.queries, uses);
+      return;
+    }
+    const A* p = p_tiles.at(block, j0).data;
+    for (int64_t lane = 0; lane < block.queries; lane += lanes<A>()) {
+      const Vec<A> here = row_level ? load(row_level + lane) : Vec<A>{};
+      operand.fill(factors, keys, block.queries, lane, uses, [&](int64_t at, int) {
+        return load(p + at) * (load(factors.data + at) - here);
+      });
+    }
+  }
+
+  // `ready`: make_weights has been here.
   void multiply_out(const Block& block, const KeySums<T>& sums, int64_t j0, int64_t keys,
-                    int64_t vectors, Rows<A> p, Rows<A> ds, Rows<A> pt, Rows<A> w) {
+                    int64_t vectors, bool ready) {
     const InputGradients& grads = args.grads;
+    const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
+    const Rows<A> pt = t_tiles.at(block, j0), w = e_tiles.at(block, j0);
     if (grads.q.data || grads.k.data) {
-      operand.take(w, keys, vectors);
+      take_weighted(w, rho, block, j0, keys, ready);
       if (grads.q.data) E::to_queries(q_sum, k, j0, keys, operand, vectors);
       if (grads.k.data) E::to_keys(sums.k, j0, keys, operand, q, block.queries);
     }
     if ((grads.q.data && tangents.has_k()) || (grads.k.data && tangents.has_q())) {
-      operand.take(ds, keys, vectors);
+      take_weighted(ds, nullptr, block, j0, keys, ready);
       if (grads.q.data && tangents.has_k())
         E::to_queries(q_sum, tangents.k, j0, keys, operand, vectors);
       if (grads.k.data && tangents.has_q())
         E::to_keys(sums.k, j0, keys, operand, tangents.q, block.queries);
     }
     if (grads.v.data || args.out_grad_out.data) {
-      operand.take(pt, keys, vectors);
+      take_weighted(pt, nullptr, block, j0, keys, ready);
       if (args.out_grad_out.data) E::to_queries(out_sum, v, j0, keys, operand, vectors);
       if (grads.v.data) E::to_keys(sums.v, j0, keys, operand, grad_out, block.queries);
     }
     if (args.out_grad_out.data && tangents.has_v()) {
-      operand.take(p, keys, vectors);
+      operand.take(p, keys, block.queries, in_to_queries);
       E::to_queries(out_sum, tangents.v, j0, keys, operand, vectors);
     }
   }

@@ -8,8 +8,8 @@
 // are multiplied: Σ P·dP rather than dO·O, where a rounded O would cost digits.
 #pragma once
 
+#include "engine.h"
 #include "logits.h"
-#include "operands.h"
 
 namespace genkern {
 namespace GK_LEVEL {
@@ -74,7 +74,7 @@ class Softmax {
       const Vec<A> row_inverse = load(inverse + w * lanes<A>());
       A* at = tile.data + w * lanes<A>();
       for (int64_t j = 0; j < keys; ++j, at += tile.stride)
-        store(at, exp((load(at) - row_shift) * factor) * row_inverse);
+        store(at, E::exponential(load(at) - row_shift, factor) * row_inverse);
     }
   }
 

@@ -12,8 +12,8 @@
 #pragma once
 
 #include "../common/parallel.h"
+#include "engine.h"
 #include "logits.h"
-#include "operands.h"
 
 namespace genkern {
 namespace GK_LEVEL {
@@ -87,6 +87,7 @@ inline Status sweep_queries(const Args& args) {
   const SweepMemory memory(bytes_of<Pass>(args), team, 0);
   if (!memory.base) return Status::out_of_memory;
   parallel(families * chunks, team, [&](int64_t task, int thread) {
+    const typename E::Session session;
     Carver carve = memory.of_thread(thread);
     Pass pass(args, carve);
     const int64_t family = task / chunks, kv_head = family % problem.Hk;
@@ -183,6 +184,7 @@ inline Status sweep_with_sums(const Args& args) {
   if (!memory.base) return Status::out_of_memory;
 
   parallel(families * chunks, team, [&](int64_t task, int thread) {
+    const typename E::Session session;
     Carver carve = memory.of_thread(thread);
     Carver carve_sums{memory.rest() + sums_bytes * (chunks == 1 ? thread : task)};
     Pass pass(args, carve);

@@ -20,10 +20,11 @@ class TangentOperands {
   typename E::Keys k, v;
   typename E::Queries q;
 
-  TangentOperands(const AttentionProblem& problem, const Tangents& tangents, Carver& carve)
-      : k(carve, tangents.k.data ? problem.M : 0, problem.d),
-        v(carve, tangents.v.data ? problem.M : 0, problem.dv),
-        q(carve, problem.d),
+  TangentOperands(const AttentionProblem& problem, const Tangents& tangents, Carver& carve,
+                  int uses_of_k, int uses_of_v, int uses_of_q)
+      : k(carve, tangents.k.data ? problem.M : 0, problem.d, uses_of_k),
+        v(carve, tangents.v.data ? problem.M : 0, problem.dv, uses_of_v),
+        q(carve, problem.d, uses_of_q),
         problem(problem),
         tangents(tangents) {}
 

@@ -19,7 +19,7 @@ def on_the_reference():
 def by_hand(q, k, v, i, allowed, scale, softcap=0.0, bias=None, distance=False):
     """Row i of one head over a list of keys: the output and the logsumexp."""
     if not allowed:
-        return torch.zeros_like(v[0]), torch.tensor(-torch.inf, dtype=v.dtype)
+        return v.new_zeros(v.shape[1]), torch.tensor(-torch.inf, dtype=v.dtype)
     logits = []
     for j in allowed:
         x = -scale * (q[i] - k[j]).square().sum() if distance else scale * (q[i] @ k[j])
@@ -30,7 +30,7 @@ def by_hand(q, k, v, i, allowed, scale, softcap=0.0, bias=None, distance=False):
     return (logits.exp()[:, None] * v[allowed]).sum(0) / total, total.log()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     sizes=st.tuples(st.integers(0, 6), st.integers(0, 6)),
     is_causal=st.booleans(),
@@ -95,10 +95,10 @@ def test_rows_with_nothing_to_see_have_no_derivative():
 
 def test_gradcheck_twice():
     q, k, v = (
-        torch.randn(2, h, n, 2, dtype=torch.float64, requires_grad=True)
-        for h, n in ((4, 3), (2, 4), (2, 4))
+        torch.randn(1, h, n, 2, dtype=torch.float64, requires_grad=True)
+        for h, n in ((2, 2), (1, 3), (1, 3))
     )
-    bias = torch.randn(4, 3, 1, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
 
     def call(*x):
         torch.manual_seed(0)

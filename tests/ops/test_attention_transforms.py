@@ -177,7 +177,8 @@ def test_dual_numbers(qkv, cpu_level, poisoned):
         leaves = [x.clone().requires_grad_() for x in (q, k)]
         with forward_ad.dual_level():
             out = genkern.attention(forward_ad.make_dual(leaves[0], tangent), leaves[1], v)
-            return torch.autograd.grad(forward_ad.unpack_dual(out).tangent.sin().sum(), leaves)
+            derivative = forward_ad.unpack_dual(out).tangent
+        return torch.autograd.grad(derivative.sin().sum(), leaves)
 
     def forward_over_reverse():
         with forward_ad.dual_level():

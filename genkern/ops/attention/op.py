@@ -66,7 +66,9 @@ def attention(
     nothing to see gives zeros, lse -inf, and gradients of zero. Under autocast inputs are cast as
     for PyTorch's own scaled_dot_product_attention.
 
-    Derivatives: any number, in forward and reverse mode, by torch.autograd and torch.func.
+    Derivatives: any number, in forward and reverse mode, by torch.autograd and torch.func, also
+    inside of a compiled function. The first two and forward mode are kernels; what lies beyond is
+    plain PyTorch, with the matrix. Dropout under torch.func.vmap raises NotImplementedError.
 
     Raises TypeError for other dtypes or kinds of arguments, ValueError for shapes and numbers that
     don't fit, each naming the argument.
