@@ -1,4 +1,5 @@
-"""Attention: the CPU kernels against eager PyTorch in fp64, on every instruction-set level."""
+"""Attention: the CPU kernels against eager PyTorch in fp64, on every instruction-set level. How
+exact with peaked softmaxes, drifting keys, features, in every pass: test_attention_exact.py."""
 
 import math
 
@@ -8,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import genkern
-from genkern._native import native
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -31,12 +31,11 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda v: str(v).remo
 either_mask = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 
 
-def tensors(shape, dtype=torch.float64, spread=1.0):
+def tensors(shape, dtype=torch.float64):
     """q, k, v as leaves, and a cotangent."""
     B, H, N, M, d, dv = shape
     sizes = [(B, H, N, d), (B, H, M, d), (B, H, M, dv), (B, H, N, dv)]
     q, k, v, cotangent = (torch.randn(*s, dtype=torch.float64) for s in sizes)
-    q, k = q * spread, k * spread
     q, k, v, cotangent = (x.to(dtype) for x in (q, k, v, cotangent))
     return [x.requires_grad_() for x in (q, k, v)], cotangent
 
@@ -71,20 +70,19 @@ def in_fp64(qkv, cotangent, **options):
 
 
 def error(got, exact):
-    return (got.double() - exact).abs().max().item() if exact.numel() else 0.0
+    """Root mean square: the largest alone hangs on one rounding."""
+    return (got.double() - exact).square().mean().sqrt().item() if exact.numel() else 0.0
 
 
-def assert_exact(qkv, cotangent, ratio=1.25, floors=1, **options):
-    """Against fp64 at most 1.25 times eager's error in the same dtype, above a floor. Eager always
-    has fused multiply-adds here, the portable level never: it rounds twice as often."""
-    slack = 2 if native.cpu_level() == "portable" else 1
+def assert_exact(qkv, cotangent, **options):
+    """Against fp64 at most 1.25 times eager's error in the same dtype, above a floor."""
     got = by_kernels(qkv, cotangent, **options)
     rough = outputs_and_gradients(eager, qkv, cotangent, **options)
     exact = in_fp64(qkv, cotangent, **options)
     for name, g, r, e in zip(("out", "dq", "dk", "dv"), got, rough, exact, strict=True):
         assert g.dtype == qkv[0].dtype and g.shape == e.shape
         size = e.abs().max().item() if e.numel() else 0.0
-        limit = slack * max(ratio * error(r, e), floors * FLOOR[g.dtype] * max(size, 1.0))
+        limit = max(1.25 * error(r, e), FLOOR[g.dtype] * max(size, 1.0))
         assert error(g, e) <= limit, (name, error(g, e), error(r, e), size)
 
 
@@ -96,23 +94,6 @@ def assert_exact(qkv, cotangent, ratio=1.25, floors=1, **options):
 def test_exact_at_every_level(dtype, is_causal, cpu_level, poisoned):
     for shape in [*SHAPES, LONG]:
         assert_exact(*tensors(shape, dtype), is_causal=is_causal)
-
-
-@either_mask
-@pytest.mark.parametrize("spread", [0.0, 10.0, 100.0])
-def test_flat_and_peaked_softmax(spread, is_causal, cpu_level):
-    for dtype in (torch.float32, torch.float64):
-        assert_exact(*tensors((1, 1, 70, 150, 16, 16), dtype, spread), is_causal=is_causal)
-
-
-def test_drifting_keys(cpu_level):
-    """The running maximum rises at every key: all that was summed before must shrink. The keys that
-    count are all near 100 and dq is a difference of them, in which δ = dO·O (not Σ P·dP) shows."""
-    qkv, cotangent = tensors((1, 1, 9, 300, 4, 4), torch.float32)
-    with torch.no_grad():
-        qkv[0].fill_(1.0)
-        qkv[1].copy_(torch.linspace(-100, 100, 300)[:, None].expand(300, 4))
-    assert_exact(qkv, cotangent, ratio=2.5)
 
 
 def test_the_reference_means_the_same():
@@ -342,11 +323,8 @@ def test_an_input_changed_before_backward_is_noticed():
 @either_mask
 @every_dtype
 def test_exact_on_the_whole_grid(dtype, is_causal, cpu_level):
-    """Three floors: in fp32 δ = dO·O carries its own rounding, where eager's Σ P·dP averages it."""
     for N in (1, 15, 48, 49, 300):
         for M in (1, 7, 64, 65, 300):
             for d in (1, 8, 31, 64, 256):
                 for dv in (1, 16, 97):
-                    assert_exact(
-                        *tensors((1, 2, N, M, d, dv), dtype), floors=3, is_causal=is_causal
-                    )
+                    assert_exact(*tensors((1, 2, N, M, d, dv), dtype), is_causal=is_causal)

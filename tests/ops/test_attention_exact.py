@@ -242,3 +242,17 @@ def test_errors_are_eagers(dtype, case, cpu_level):
         floor = FLOOR[dtype] * max(size, 1.0)
         assert ours <= max(ratio * theirs, floor), f"{said}, size {size:.2g}"
         assert our_worst <= max(2 * ratio * their_worst, floor), f"{said}, size {size:.2g}"
+
+
+def test_a_single_key_that_counts(cpu_level):
+    """Where one logit is far above the others the softmax is exactly one-hot: the output is that
+    key's value and the logits have no gradient, to the last bit."""
+    q, k, v = (torch.randn(1, 1, n, 16) for n in (70, 150, 150))
+    q, k = (x.mul(100).requires_grad_() for x in (q, k))
+    top, key = (q @ k.transpose(-2, -1) / 4).topk(2)
+    alone = top[..., 0] - top[..., 1] > 110
+    assert 0 < alone.sum() < alone.numel()
+    out = genkern.attention(q, k, v)
+    assert torch.equal(out[alone], v[0, 0, key[..., 0]][alone])
+    dq, dk = torch.autograd.grad(out[alone].square().sum(), [q, k])
+    assert not dq.any() and not dk.any()
