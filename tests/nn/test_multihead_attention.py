@@ -319,10 +319,9 @@ def test_compiled(masked):
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_r1_compiled(monkeypatch):
+def test_r1_compiled():
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         pytest.skip("this torch does not trace autograd.grad inside a compiled function")
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
     ours, _ = pair(8, 2, batch_first=True)
     weights = list(ours.parameters())
 
@@ -333,7 +332,8 @@ def test_r1_compiled(monkeypatch):
 
     x = torch.randn(3, 5, 8, dtype=DOUBLE, requires_grad=True)
     expected = torch.autograd.grad(penalty(x), weights)
-    got = torch.autograd.grad(torch.compile(penalty, fullgraph=True)(x), weights)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        got = torch.autograd.grad(torch.compile(penalty, fullgraph=True)(x), weights)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
