@@ -1,6 +1,6 @@
 // Attention: the contract of the launchers. Formulas: genkern/ops/attention/reference.py.
 //
-//   q [B, H, N, d]   k [B, Hk, M, d]   v [B, Hk, M, dv]   out [B, H, N, dv]     H a multiple of Hk
+//   q [B, H, N, d]   k [B, Hk, M, d]   v [B, Hk, M, dv]   out [B, H, N, dv]   Hk ≥ 1 divides H
 //   X = scale·q·kᵀ      S = softcap·tanh(X/softcap) + bias + key_bias      P = softmax(S)
 //   out = (Z∘P)·v       lse = log Σ exp S
 //
