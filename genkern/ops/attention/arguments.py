@@ -51,7 +51,18 @@ NOTHING_FIXED = Fixed()
 # ---- Numbers ------------------------------------------------------------------------------------
 
 
-def checked_settings(features, dropout_p, is_causal, scale, window, alignment, softcap, similarity):
+def checked_settings(
+    features,
+    dropout_p,
+    is_causal,
+    scale,
+    window,
+    alignment,
+    softcap,
+    similarity,
+    longest_q=0,
+    longest_k=0,
+):
     """Settings, with the scale of the dot product that stands for an L2 similarity."""
     if scale is None:
         scale = 1 / math.sqrt(max(1, features))
@@ -89,6 +100,8 @@ def checked_settings(features, dropout_p, is_causal, scale, window, alignment, s
         left,
         min(right, 0) if is_causal else right,
         alignment == "lower_right",
+        longest_q,
+        longest_k,
     )
 
 

@@ -13,7 +13,7 @@ from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import ARITHMETIC, is_plain
 from genkern.ops.attention import arguments, autograd, batching, library, reference
-from genkern.ops.attention.arguments import NOTHING_FIXED, OP
+from genkern.ops.attention.arguments import NOTHING_FIXED, OP, Fixed
 from genkern.ops.attention.kernels import KERNELS
 
 
@@ -91,7 +91,7 @@ def attention(
         bias, key_bias = arguments.canonical_mask(_cast_mask(attn_mask, q), q, k, leading)
     fixed = NOTHING_FIXED
     if key_lengths is not None:
-        fixed = fixed._replace(key_lengths=arguments.canonical_key_lengths(key_lengths, q, leading))
+        fixed = Fixed(arguments.canonical_key_lengths(key_lengths, q, leading))
     out, lse = _attend((q, k, v, bias, key_bias), fixed, settings, similarity, return_lse)
     if len(leading) != 2:
         out = out.reshape(*leading, *out.shape[-2:])
@@ -139,14 +139,11 @@ def attention_varlen(
     q, k, v = _autocast(q, k, v)
     arguments.check_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, enable_gqa)
     settings = arguments.checked_settings(
-        q.shape[-1], dropout_p, is_causal, scale, window, alignment, softcap, similarity
-    )._replace(
+        *(q.shape[-1], dropout_p, is_causal, scale, window, alignment, softcap, similarity),
         longest_q=arguments.checked_longest("max_seqlen_q", max_seqlen_q),
         longest_k=arguments.checked_longest("max_seqlen_k", max_seqlen_k),
     )
-    fixed = NOTHING_FIXED._replace(
-        q_starts=cu_seqlens_q.to(torch.int64), k_starts=cu_seqlens_k.to(torch.int64)
-    )
+    fixed = Fixed(None, cu_seqlens_q.to(torch.int64), cu_seqlens_k.to(torch.int64))
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     out, lse = _attend((q, k, v, None, None), fixed, settings, similarity, return_lse)
     out = out.squeeze(0).transpose(0, 1)
@@ -158,7 +155,8 @@ def _attend(inputs, fixed, settings, similarity, return_lse):
     if settings.dropout_p:
         if not torch.compiler.is_compiling():
             batching.refuse_dropout()
-        fixed = fixed._replace(seed=_new_seed())
+        # Not by _replace, which torch.compile of torch 2.6 does not take.
+        fixed = Fixed(fixed.key_lengths, fixed.q_starts, fixed.k_starts, _new_seed())
     if similarity == "dot":
         return _core(inputs, fixed, settings, return_lse)
     q, k, v, bias, key_bias = inputs

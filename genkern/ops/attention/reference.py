@@ -11,6 +11,7 @@ arguments.py, `fixed` and `settings` are its tuples.
 import itertools
 
 import torch
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 INPUTS = 5
 
@@ -56,7 +57,7 @@ def _sequences(inputs, fixed):
         return [(inputs, fixed, 0)]
     q, k, v, _, key_bias = inputs
     alone = fixed._replace(q_starts=None, k_starts=None)
-    starts = zip(*(_boundaries(x.tolist()) for x in (fixed.q_starts, fixed.k_starts)), strict=True)
+    starts = zip(*(_boundaries(x) for x in (fixed.q_starts, fixed.k_starts)), strict=True)
     parts = []
     for number, ((q_from, q_to), (k_from, k_to)) in enumerate(starts):
         part = (
@@ -71,8 +72,13 @@ def _sequences(inputs, fixed):
 
 
 def _boundaries(starts):
+    # torch 2.6 cannot read numbers inside of its transforms.
+    while is_functorch_wrapped_tensor(starts) and not is_batchedtensor(starts):
+        starts = get_unwrapped(starts)
+    with torch._C._DisableFuncTorch():
+        numbers = starts.tolist()
     # No sequence at all is one without rows.
-    return list(itertools.pairwise(starts)) or [(0, 0)]
+    return list(itertools.pairwise(numbers)) or [(0, 0)]
 
 
 def _attend(inputs, fixed, batch, settings):
