@@ -54,7 +54,10 @@ def _numbers(*shape, dtype, grad=True):
 
 
 def _compiled(function, implementation):
-    return torch.compile(function) if implementation == "compile" else function
+    if implementation != "compile":
+        return function
+    torch._dynamo.reset()  # it compiles one function for only so many workloads
+    return torch.compile(function)
 
 
 # ---- Attention ----------------------------------------------------------------------------------
