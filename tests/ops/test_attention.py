@@ -23,6 +23,7 @@ SHAPES = [
     (1, 1, 200, 33, 8, 64),
     (3, 1, 64, 16, 24, 96),
     (1, 2, 65, 65, 130, 70),
+    (1, 1, 20, 30, 300, 270),
 ]
 # Many query blocks for one head: partial sums of dK and dV, added up.
 LONG = (1, 1, 700, 257, 16, 24)
