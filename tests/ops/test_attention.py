@@ -76,14 +76,16 @@ def error(got, exact):
 
 
 def assert_exact(qkv, cotangent, **options):
-    """Against fp64 at most 1.25 times eager's error in the same dtype, above a floor."""
+    """Against fp64 at most 1.25 times eager's error in the same dtype, above a floor; twice that
+    where there are so few numbers that either's error is a matter of luck."""
     got = by_kernels(qkv, cotangent, **options)
     rough = outputs_and_gradients(eager, qkv, cotangent, **options)
     exact = in_fp64(qkv, cotangent, **options)
     for name, g, r, e in zip(("out", "dq", "dk", "dv"), got, rough, exact, strict=True):
         assert g.dtype == qkv[0].dtype and g.shape == e.shape
         size = e.abs().max().item() if e.numel() else 0.0
-        limit = max(1.25 * error(r, e), FLOOR[g.dtype] * max(size, 1.0))
+        ratio = 1.25 if e.numel() >= 16 else 2.5
+        limit = max(ratio * error(r, e), FLOOR[g.dtype] * max(size, 1.0))
         assert error(g, e) <= limit, (name, error(g, e), error(r, e), size)
 
 
