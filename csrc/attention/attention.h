@@ -6,7 +6,7 @@
 //
 // Query i sees the keys lo(i) ≤ j < hi(i): lo(i) = max(0, i + offset - left), hi(i) = min(keys of
 // the sequence, i + offset + right + 1). A row with nothing to see gives zeros and lse = -inf. Z is
-// dropout's mask times 1/(1 - p), a function of the seed and the place (masks.h). The last
+// dropout's mask times 1/(1 - p), a function of the seed and the place (logits.h). The last
 // dimension of every tensor is contiguous; the others have any stride, in elements, also 0. Nothing
 // N×M is stored, unless a bias of that size wants a gradient.
 //

@@ -161,7 +161,7 @@ inline void write_key_gradients(const AttentionProblem& problem, const InputGrad
   }
 }
 
-// pass.enter(sequence, kv_head), then pass.run(block, sums) for every block. `Pass::T` is the
+// pass.enter(sequence, kv_head), then pass.run(block, sums) for every block. `Pass::Storage` is the
 // storage type; args.grads receives the sums.
 template <class Pass, class Args>
 inline Status sweep_with_sums(const Args& args) {
