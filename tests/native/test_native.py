@@ -1,6 +1,6 @@
-"""Attention's launchers on many threads, under ThreadSanitizer, AddressSanitizer and UBSan.
+"""The launchers on many threads, under ThreadSanitizer, AddressSanitizer and UBSan.
 
-attention_threads.cpp is built here, with csrc/ and no torch, as setup.py builds it but without
+Each <op>_threads.cpp is built here with csrc/<op> and no torch, as setup.py builds it but without
 OpenMP: a sanitizer does not understand GCC's. The portable level, and this machine's highest.
 """
 
@@ -16,8 +16,8 @@ import pytest
 from genkern._native import native
 
 ROOT = Path(__file__).resolve().parents[2]
-DRIVER = Path(__file__).with_name("attention_threads.cpp")
-KERNELS = sorted((ROOT / "csrc" / "attention").glob("*.cpp"))
+CSRC = ROOT / "csrc"
+DRIVERS = sorted(Path(__file__).parent.glob("*_threads.cpp"))
 # The least optimisation that compiles fast: UBSan's checks of -O1 take ten times as long.
 SANITIZERS = {
     "thread": ["-O1", "-fsanitize=thread"],
@@ -31,7 +31,7 @@ OPTIONS = {"ASAN_OPTIONS": "max_malloc_fill_size=1000000000:malloc_fill_byte=255
 def build_rules():
     """setup.py as a module: its levels and flags, nothing set up."""
     setuptools = pytest.importorskip("setuptools")
-    if not KERNELS:
+    if not CSRC.exists():
         pytest.skip("csrc/ is not beside the tests")
     spec = importlib.util.spec_from_file_location("genkern_setup", ROOT / "setup.py")
     rules = importlib.util.module_from_spec(spec)
@@ -68,7 +68,9 @@ def runner(compiler, sanitize, folder):
     pytest.skip(f"programs of {sanitize[1]} do not start here: {said.strip()[-300:]}")
 
 
-def build(rules, compiler, sanitize, levels, folder):
+def build(driver, rules, compiler, sanitize, levels, folder):
+    kernels = sorted((CSRC / driver.stem.removesuffix("_threads")).glob("*.cpp"))
+    assert kernels, f"{driver.name} is not named after a folder of csrc/"
     have = [f"-DGK_HAVE_{level.upper()}" for level in levels if level != "portable"]
     common = [compiler, "-std=c++17", "-g1", "-fno-math-errno", *sanitize, *have]
 
@@ -82,24 +84,25 @@ def build(rules, compiler, sanitize, levels, folder):
         return built
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_kernel, [(k, n) for n in levels for k in KERNELS]))
-    program = folder / "attention_threads"
-    sources = [DRIVER, ROOT / "csrc" / "common" / "levels.cpp"]
-    include = f"-I{ROOT / 'csrc'}"
+        objects = list(pool.map(compile_kernel, [(k, n) for n in levels for k in kernels]))
+    program = folder / driver.stem
+    sources = [driver, CSRC / "common" / "levels.cpp"]
+    include = f"-I{CSRC}"
     status, said = run([*common, include, *sources, *objects, "-pthread", "-o", program])
     assert status == 0, said
     return program
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_sanitizers_find_nothing(sanitizer, build_rules, tmp_path):
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.stem)
+def test_sanitizers_find_nothing(driver, sanitizer, build_rules, tmp_path):
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
     sanitize = SANITIZERS[sanitizer]
     start = runner(compiler, sanitize, tmp_path)
     levels = list(dict.fromkeys(["portable", native.cpu_levels()[-1]]))
-    program = build(build_rules, compiler, sanitize, levels, tmp_path)
+    program = build(driver, build_rules, compiler, sanitize, levels, tmp_path)
     for level in levels:
         status, said = run([*start, program, level])
         assert status == 0 and said.endswith("the same bits\n"), said[-5000:]

@@ -1,15 +1,7 @@
-"""Adversarial losses and gradient penalties: `losses.hinge.d(real, fake)`, `losses.hinge.g(fake)`.
-
-`real` and `fake` are the discriminator's logits: any shape (each its own, unless stated), dtype
-float32, float64, bfloat16 or float16, on one device. A loss is a 0-dim tensor, float32 (float64 for
-float64 logits): means are taken in at least fp32, and gradients are multiplied by the incoming one
-in fp32 before they are rounded to the logits' dtype. Value, gradient and statistics come from one
-pass over the logits.
-"""
+"""The adversarial losses, each a pair: `d(real, fake)` and `g(fake)`."""
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from genkern.ops.losses.op import Form, Side, adversarial_loss
@@ -138,19 +130,3 @@ def get(name):
         raise ValueError(
             f"there is no loss {name!r}; there are {', '.join(sorted(_BY_NAME))}"
         ) from None
-
-
-def r1(logits, inputs, gamma=1.0):
-    """R1: γ/2 · mean over samples of Σ (∂ΣD/∂x)²  (Mescheder et al. 2018, eq. 9).
-
-    logits: the discriminator's output for `inputs`, any shape, still attached to its graph. inputs:
-    `[batch, …]`, with requires_grad set before the discriminator saw it. Returns a 0-dim tensor,
-    differentiable in the discriminator's weights. Given fake samples this is R2.
-    """
-    if not inputs.requires_grad:
-        raise ValueError(
-            "losses.r1: inputs must require gradients before the discriminator sees them: call "
-            "inputs.requires_grad_() first"
-        )
-    (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
-    return gradient.square().sum() * (0.5 * gamma / max(1, inputs.shape[0]))
