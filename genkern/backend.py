@@ -84,14 +84,19 @@ def record(op, backend, reason):
         log.append(Choice(op, backend, reason))
 
 
+def wanted():
+    """The backend that somebody asked for, or None."""
+    return _wanted.get()
+
+
 def choose(op, tensor, kernels):
     """The backend for `op` on tensors like `tensor`; `kernels` names those that `op` has beside
     the reference. The tensors' device and dtype are uniform: op.py has checked that."""
-    wanted = _wanted.get()
-    if wanted is None:
+    asked_for = _wanted.get()
+    if asked_for is None:
         backend, reason = _default(tensor, kernels)
     else:
-        backend, reason = _forced(op, wanted, tensor, kernels)
+        backend, reason = _forced(op, asked_for, tensor, kernels)
     if listeners:
         record(op, backend, reason)
     return backend

@@ -1,14 +1,16 @@
 """Losses for training generative models: `losses.hinge.d(real, fake)`, `losses.hinge.g(fake)`.
 
 `real` and `fake` are the discriminator's logits: any shape (each its own, unless stated), dtype
-float32, float64, bfloat16 or float16, on one device. A loss is a 0-dim tensor, float32 (float64 for
-float64 logits): means are taken in at least fp32, and gradients are multiplied by the incoming one
-in fp32 before they are rounded to the logits' dtype. Value, gradient and statistics come from one
-pass over the logits.
+float32, float64, bfloat16 or float16, on one device;
+or lists of them, one a discriminator. A loss is a 0-dim tensor, float32 (float64 for float64
+logits): means are taken in at least fp32, and gradients are multiplied by the incoming one in fp32
+before they are rounded to the logits' dtype. Value, gradient and statistics come from one pass over
+the logits.
 """
 
 from genkern.losses.adversarial import (
     AdversarialLoss,
+    CrossEntropyLoss,
     LeastSquaresLoss,
     LossStats,
     RelativisticLoss,
@@ -16,13 +18,18 @@ from genkern.losses.adversarial import (
     hinge,
     lsgan,
     nonsaturating,
+    ragan,
+    rahinge,
+    rals,
     rpgan,
+    saturating,
     wgan,
 )
 from genkern.losses.penalties import r1
 
 __all__ = [
     "AdversarialLoss",
+    "CrossEntropyLoss",
     "LeastSquaresLoss",
     "LossStats",
     "RelativisticLoss",
@@ -31,6 +38,10 @@ __all__ = [
     "lsgan",
     "nonsaturating",
     "r1",
+    "ragan",
+    "rahinge",
+    "rals",
     "rpgan",
+    "saturating",
     "wgan",
 ]
