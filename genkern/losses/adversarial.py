@@ -23,8 +23,10 @@ def _call(form, real, fake, factor, sign, reduction, stats):
         if sign != -1:
             raise ValueError(f"losses: sign must be 1 or -1, not {sign!r}")
         form = form.inverted()
-    result = adversarial_loss(form, real, fake, factor=factor, reduction=reduction, stats=stats)
-    return (result[0], LossStats(*result[1].unbind())) if stats else result
+    if not stats:
+        return adversarial_loss(form, real, fake, factor, reduction)
+    loss, statistics = adversarial_loss(form, real, fake, factor, reduction, True)
+    return loss, LossStats(*statistics.unbind())
 
 
 class AdversarialLoss:

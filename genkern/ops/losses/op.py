@@ -31,9 +31,10 @@ BACKWARD = OP + ".backward"
 KERNELS = ("cpu", "cuda")
 # A loss that is linear in so few logits is torch's own mean: see `_few_and_linear`.
 FEW = 4096
+SCALAR = {dtype: torch.empty((), dtype=result) for dtype, result in ARITHMETIC.items()}
 
 
-def adversarial_loss(form, real, fake, *, factor=1.0, reduction="sum", stats=False):
+def adversarial_loss(form, real, fake, factor=1.0, reduction="sum", stats=False):
     """The loss (0-dim), and with `stats` a tensor [4] of statistics, [4, discriminators] for lists.
 
     `real` and `fake` are logits, or lists of logits by discriminator whose losses `reduction` adds
@@ -42,27 +43,32 @@ def adversarial_loss(form, real, fake, *, factor=1.0, reduction="sum", stats=Fal
     """
     if reduction != "sum" and reduction != "mean":
         raise ValueError(f'{OP}: reduction must be "sum" or "mean", not {reduction!r}')
-    if isinstance(fake, (list, tuple)) or isinstance(real, (list, tuple)):
-        return _of_lists(form, real, fake, factor, reduction, stats)
-    compiling = torch.compiler.is_compiling()
-    ready = not compiling and is_ready(fake)
-    if ready and real is not None:
-        ready = is_ready(real) and real.dtype is fake.dtype
-    if not ready:
-        check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
-    if form.pairing == "paired" and real.shape != fake.shape:
-        raise ValueError(
-            f"{OP}: real and fake go in pairs here and must have one shape, not "
-            f"{tuple(real.shape)} and {tuple(fake.shape)}"
-        )
-    if ready:
+    if (
+        not torch.compiler.is_compiling()
+        and is_ready(fake)
+        and (real is None or (is_ready(real) and real.dtype is fake.dtype))
+    ):
         if form.phi == "identity" and not stats and _few_and_linear(real, fake):
             return _linear_loss(form, real, fake, factor)
-        logits = (fake,) if real is None else (real, fake)
-        result = _apply(form, factor, stats, 1, *logits)
-    else:
-        result = _unready(form, [] if real is None else [real], [fake], factor, stats, compiling)
-    return result
+        if real is None:
+            return _apply(form, factor, stats, 1, fake)
+        if form.pairing == "paired":
+            _check_pair("real", real, "fake", fake)
+        return _apply(form, factor, stats, 1, real, fake)
+    if isinstance(fake, (list, tuple)) or isinstance(real, (list, tuple)):
+        return _of_lists(form, real, fake, factor, reduction, stats)
+    check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
+    if form.pairing == "paired":
+        _check_pair("real", real, "fake", fake)
+    return _unready(form, [] if real is None else [real], [fake], factor, stats)
+
+
+def _check_pair(real_name, real, fake_name, fake):
+    if real.shape != fake.shape:
+        raise ValueError(
+            f"{OP}: {real_name} and {fake_name} go in pairs here and must have one shape, not "
+            f"{tuple(real.shape)} and {tuple(fake.shape)}"
+        )
 
 
 def _of_lists(form, real, fake, factor, reduction, stats):
@@ -86,23 +92,20 @@ def _of_lists(form, real, fake, factor, reduction, stats):
     check_floating(OP, **dict(zip(names, [*reals, *fakes], strict=True)))
     if form.pairing == "paired":
         for i, (r, f) in enumerate(zip(reals, fakes, strict=True)):
-            if r.shape != f.shape:
-                raise ValueError(
-                    f"{OP}: real[{i}] and fake[{i}] go in pairs here and must have one shape, not "
-                    f"{tuple(r.shape)} and {tuple(f.shape)}"
-                )
+            _check_pair(f"real[{i}]", r, f"fake[{i}]", f)
     if reduction == "mean":
         factor = factor / len(fakes)
     compiling = torch.compiler.is_compiling()
     if not compiling and all(map(is_ready, reals)) and all(map(is_ready, fakes)):
         result = _apply(form, factor, stats, len(fakes), *reals, *fakes)
     else:
-        result = _unready(form, reals, fakes, factor, stats, compiling)
+        result = _unready(form, reals, fakes, factor, stats)
     return (result[0], result[1].view(4, -1)) if stats else result
 
 
-def _unready(form, reals, fakes, factor, stats, compiling):
+def _unready(form, reals, fakes, factor, stats):
     """Logits that are not dense on the CPU: elsewhere, strided, lazy, traced, or of a subclass."""
+    compiling = torch.compiler.is_compiling()
     if not compiling and all(map(is_plain, reals)) and all(map(is_plain, fakes)):
         logits = [*_dense("real", reals), *_dense("fake", fakes)]
         return _apply(form, factor, stats, len(fakes), *logits)
@@ -131,17 +134,17 @@ class _Adversarial(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        form, factor, count, logits = ctx.form, ctx.factor, ctx.count, ctx.saved_tensors
-        if torch.is_grad_enabled():
-            grads = _differentiable_backward(form, factor, count, logits, grad_loss)
-            return None, None, None, None, *grads
         gradients = ctx.gradients
-        if gradients is not None:
+        if gradients is not None and not torch.is_grad_enabled():
             ctx.gradients = None  # given away once: nobody else may hold them
             if grad_loss.item() == 1:
                 if backends.listeners:
                     backends.record(BACKWARD, "cpu", "computed in the forward's pass")
                 return None, None, None, None, *gradients
+        form, factor, count, logits = ctx.form, ctx.factor, ctx.count, ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = _differentiable_backward(form, factor, count, logits, grad_loss)
+            return None, None, None, None, *grads
         backends.record(BACKWARD, ctx.backend, "as the forward")
         needed = ctx.needs_input_grad[4:]
         grads = _backward(ctx.backend, form, factor, count, logits, grad_loss, needed)
@@ -203,19 +206,12 @@ def _forward_cpu(form, factor, stats, count, logits, needed):
     The one pass over the logits gives the loss's gradients too, where needed. Not in fp16, where
     they would be rounded before grad_output is known: a loss scale would come too late.
     """
-    fake = logits[-1]
-    dtype = fake.dtype
-    if dtype is torch.float32 or dtype is torch.float64:
-        loss = fake.new_empty(())
-    else:
-        loss = fake.new_empty((), dtype=torch.float32)
+    dtype = logits[-1].dtype
+    loss = torch.empty_like(SCALAR[dtype])
     statistics = loss.new_empty(4 * count) if stats else None
     gradients = None
     if form.phi != "identity" and dtype is not torch.float16 and True in needed:
-        gradients = [
-            torch.empty_like(x) if wanted else None
-            for x, wanted in zip(logits, needed, strict=True)
-        ]
+        gradients = _empty_gradients(logits, needed)
     native.adversarial_forward(
         form.native(),
         DTYPE_NUMBER[dtype],
@@ -238,9 +234,7 @@ def _backward(backend, form, factor, count, logits, grad_loss, needed):
             loss = reference.adversarial_loss(form, *_split(inputs, count), factor)
             return torch.autograd.grad(loss, inputs, grad_loss)
     (grad_loss,) = _dense("grad_loss", [grad_loss])
-    gradients = [
-        torch.empty_like(x) if wanted else None for x, wanted in zip(logits, needed, strict=True)
-    ]
+    gradients = _empty_gradients(logits, needed)
     arguments = (
         form.native(),
         DTYPE_NUMBER[logits[-1].dtype],
@@ -281,25 +275,26 @@ def _linear_gradients(form, factor, count, logits, grad_loss, needed):
 def _few_and_linear(real, fake):
     """Whether torch's own mean, one native op with a native derivative, is faster than any call of
     ours: an empty autograd.Function alone takes longer."""
-    dtype = fake.dtype
     return (
-        backends.wanted() is None
-        and fake.numel() <= FEW
+        fake.numel() <= FEW
         and (real is None or real.numel() <= FEW)
-        and (dtype is torch.float32 or dtype is torch.float64)
+        and fake.element_size() >= 4
+        and backends.wanted() is None
     )
 
 
 def _linear_loss(form, real, fake, factor):
     if backends.listeners:
         backends.record(OP, "reference", "linear in few logits: torch's own mean is the fastest")
-    slope = factor * form.fake.weight * form.fake.sign
-    loss = fake.mean()
-    if slope != 1:
-        loss = -loss if slope == -1 else slope * loss
+    loss = _times(factor * form.fake.weight * form.fake.sign, fake.mean())
     if real is None:
         return loss
-    return torch.add(loss, real.mean(), alpha=factor * form.real.weight * form.real.sign)
+    slope = factor * form.real.weight * form.real.sign
+    return loss - real.mean() if slope == -1 else loss + _times(slope, real.mean())
+
+
+def _times(factor, x):
+    return x if factor == 1 else -x if factor == -1 else factor * x
 
 
 # ---- Addresses ----------------------------------------------------------------------------------
@@ -309,23 +304,45 @@ def _dense(name, tensors):
     return [materialized(OP, name, x).contiguous() for x in tensors]
 
 
+def _empty_gradients(logits, needed):
+    if len(logits) == 2:
+        (real, fake), (need_real, need_fake) = logits, needed
+        grad_real = torch.empty_like(real) if need_real else None
+        return grad_real, torch.empty_like(fake) if need_fake else None
+    return tuple(
+        torch.empty_like(x) if wanted else None for x, wanted in zip(logits, needed, strict=True)
+    )
+
+
 def _terms(logits, count, gradients=None):
     """Six numbers a discriminator, as the contract's LogitTerm has them: addresses and counts of
     its logits, -1 for a side without a part, and the addresses of the gradients."""
-    grads = [0 if g is None else g.data_ptr() for g in gradients or ()] or [0] * len(logits)
-    fake = logits[-1]
-    if len(logits) == 1:
-        return 0, fake.data_ptr(), -1, fake.numel(), 0, grads[0]
-    real = logits[0]
-    if len(logits) == 2 and count == 1:
-        return real.data_ptr(), fake.data_ptr(), real.numel(), fake.numel(), *grads
-    numbers = []
-    for i, fake in enumerate(logits[-count:]):
-        real, grad_real = (logits[i], grads[i]) if len(logits) > count else (None, 0)
-        addresses = 0 if real is None else real.data_ptr(), fake.data_ptr()
-        counts = -1 if real is None else real.numel(), fake.numel()
-        numbers += [*addresses, *counts, grad_real, grads[i - count]]
-    return tuple(numbers)
+    if count == 1 and len(logits) == 2:
+        real, fake = logits
+        grad_real, grad_fake = (None, None) if gradients is None else gradients
+        return (
+            real.data_ptr(),
+            fake.data_ptr(),
+            real.numel(),
+            fake.numel(),
+            0 if grad_real is None else grad_real.data_ptr(),
+            0 if grad_fake is None else grad_fake.data_ptr(),
+        )
+    addresses = [x.data_ptr() for x in logits]
+    counts = [x.numel() for x in logits]
+    grads = [0 if g is None else g.data_ptr() for g in gradients or [None] * len(logits)]
+    if len(logits) == count:
+        addresses, grads, counts = (
+            [0] * count + addresses,
+            [0] * count + grads,
+            [-1] * count + counts,
+        )
+    return tuple(
+        number
+        for i in range(count)
+        for side in (addresses, counts, grads)
+        for number in (side[i], side[count + i])
+    )
 
 
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
