@@ -42,6 +42,7 @@ def _check(name, where):
 
 _DEFAULT = _from_environment()
 _wanted = ContextVar("genkern_backend", default=_DEFAULT)
+wanted = _wanted.get  # the backend that somebody asked for, or None
 listeners = []  # the lists that `explain` has handed out
 
 
@@ -82,11 +83,6 @@ def record(op, backend, reason):
     """Tells whoever listens (see `explain`)."""
     for log in listeners:
         log.append(Choice(op, backend, reason))
-
-
-def wanted():
-    """The backend that somebody asked for, or None."""
-    return _wanted.get()
 
 
 def choose(op, tensor, kernels):

@@ -19,6 +19,8 @@ class LossStats(NamedTuple):
 
 
 def _call(form, real, fake, factor, sign, reduction, stats):
+    if sign == 1 and not stats:
+        return adversarial_loss(form, real, fake, factor, reduction)
     if sign != 1:
         if sign != -1:
             raise ValueError(f"losses: sign must be 1 or -1, not {sign!r}")

@@ -6,6 +6,7 @@ autograd.Function straight onto the binding; torch.compile and export see the li
 """
 
 import torch
+from torch import Tensor
 
 from genkern import backend as backends
 from genkern._native import native
@@ -29,7 +30,7 @@ from genkern.ops.losses.form import form_of
 OP = "adversarial_loss"
 BACKWARD = OP + ".backward"
 KERNELS = ("cpu", "cuda")
-# A loss that is linear in so few logits is torch's own mean: see `_few_and_linear`.
+# A loss that is linear in so few logits is torch's own mean: see `_linear_loss_of_few`.
 FEW = 4096
 SCALAR = {dtype: torch.empty((), dtype=result) for dtype, result in ARITHMETIC.items()}
 
@@ -43,13 +44,16 @@ def adversarial_loss(form, real, fake, factor=1.0, reduction="sum", stats=False)
     """
     if reduction != "sum" and reduction != "mean":
         raise ValueError(f'{OP}: reduction must be "sum" or "mean", not {reduction!r}')
+    compiling = torch.compiler.is_compiling()
+    if form.phi == "identity" and not stats and not compiling:
+        loss = _linear_loss_of_few(form, real, fake, factor)
+        if loss is not None:
+            return loss
     if (
-        not torch.compiler.is_compiling()
+        not compiling
         and is_ready(fake)
         and (real is None or (is_ready(real) and real.dtype is fake.dtype))
     ):
-        if form.phi == "identity" and not stats and _few_and_linear(real, fake):
-            return _linear_loss(form, real, fake, factor)
         if real is None:
             return _apply(form, factor, stats, 1, fake)
         if form.pairing == "paired":
@@ -118,7 +122,7 @@ class _Adversarial(torch.autograd.Function):
     def forward(ctx, form, factor, stats, count, *logits):
         backend = _choose(OP, form, logits, count)
         ctx.save_for_backward(*logits)
-        ctx.form, ctx.factor, ctx.count, ctx.backend = form, factor, count, backend
+        ctx.call = form, factor, count, backend
         ctx.gradients = None
         if backend == "cpu":
             needed = ctx.needs_input_grad[4:]
@@ -141,13 +145,13 @@ class _Adversarial(torch.autograd.Function):
                 if backends.listeners:
                     backends.record(BACKWARD, "cpu", "computed in the forward's pass")
                 return None, None, None, None, *gradients
-        form, factor, count, logits = ctx.form, ctx.factor, ctx.count, ctx.saved_tensors
+        (form, factor, count, backend), logits = ctx.call, ctx.saved_tensors
         if torch.is_grad_enabled():
             grads = _differentiable_backward(form, factor, count, logits, grad_loss)
             return None, None, None, None, *grads
-        backends.record(BACKWARD, ctx.backend, "as the forward")
+        backends.record(BACKWARD, backend, "as the forward")
         needed = ctx.needs_input_grad[4:]
-        grads = _backward(ctx.backend, form, factor, count, logits, grad_loss, needed)
+        grads = _backward(backend, form, factor, count, logits, grad_loss, needed)
         return None, None, None, None, *grads
 
 
@@ -272,29 +276,30 @@ def _linear_gradients(form, factor, count, logits, grad_loss, needed):
 # ---- Few logits, linear -------------------------------------------------------------------------
 
 
-def _few_and_linear(real, fake):
-    """Whether torch's own mean, one native op with a native derivative, is faster than any call of
-    ours: an empty autograd.Function alone takes longer."""
-    return (
-        fake.numel() <= FEW
-        and (real is None or real.numel() <= FEW)
-        and fake.element_size() >= 4
-        and backends.wanted() is None
-    )
-
-
-def _linear_loss(form, real, fake, factor):
+def _linear_loss_of_few(form, real, fake, factor):
+    """The loss by torch's own mean, one native op with a native derivative, where that is faster
+    than any call of ours (an empty autograd.Function alone takes longer); None where it is not."""
+    if type(fake) is not Tensor or fake.numel() > FEW or not fake.is_cpu:
+        return None
+    dtype = fake.dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return None
+    if real is not None and (
+        type(real) is not Tensor or real.numel() > FEW or not real.is_cpu or real.dtype is not dtype
+    ):
+        return None
+    if backends.wanted() is not None:
+        return None
     if backends.listeners:
         backends.record(OP, "reference", "linear in few logits: torch's own mean is the fastest")
-    loss = _times(factor * form.fake.weight * form.fake.sign, fake.mean())
+    slope = factor * form.fake.weight * form.fake.sign
+    loss = fake.mean()
+    if slope != 1:
+        loss = -loss if slope == -1 else slope * loss
     if real is None:
         return loss
     slope = factor * form.real.weight * form.real.sign
-    return loss - real.mean() if slope == -1 else loss + _times(slope, real.mean())
-
-
-def _times(factor, x):
-    return x if factor == 1 else -x if factor == -1 else factor * x
+    return loss - real.mean() if slope == -1 else loss + slope * real.mean()
 
 
 # ---- Addresses ----------------------------------------------------------------------------------
@@ -309,15 +314,20 @@ def _empty_gradients(logits, needed):
         (real, fake), (need_real, need_fake) = logits, needed
         grad_real = torch.empty_like(real) if need_real else None
         return grad_real, torch.empty_like(fake) if need_fake else None
-    return tuple(
+    return [
         torch.empty_like(x) if wanted else None for x, wanted in zip(logits, needed, strict=True)
-    )
+    ]
 
 
 def _terms(logits, count, gradients=None):
     """Six numbers a discriminator, as the contract's LogitTerm has them: addresses and counts of
     its logits, -1 for a side without a part, and the addresses of the gradients."""
-    if count == 1 and len(logits) == 2:
+    if len(logits) == 1:
+        (fake,) = logits
+        grad = None if gradients is None else gradients[0]
+        address = 0 if grad is None else grad.data_ptr()
+        return 0, fake.data_ptr(), -1, fake.numel(), 0, address
+    if count == 1:
         real, fake = logits
         grad_real, grad_fake = (None, None) if gradients is None else gradients
         return (
