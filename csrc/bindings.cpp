@@ -15,6 +15,7 @@
 #include "attention/attention.h"
 #include "build_info.h"
 #include "common/levels.h"
+#include "differences/differences.h"
 #include "losses/adversarial.h"
 #include "spectral_norm/spectral_norm.h"
 
@@ -106,6 +107,38 @@ void bind_losses(py::module_& m) {
           check(cuda::adversarial_backward(args, pointer(stream)), "adversarial_backward_cuda");
         });
 #endif
+}
+
+// ---- Differences --------------------------------------------------------------------------------
+
+// Addresses of a and b, elements, weight, addresses of the gradients.
+using PairArgument = std::tuple<Address, Address, int64_t, double, Address, Address>;
+
+std::vector<DifferencePair> difference_pairs(const std::vector<PairArgument>& list) {
+  std::vector<DifferencePair> pairs;
+  pairs.reserve(list.size());
+  for (const auto& [a, b, count, weight, grad_a, grad_b] : list)
+    pairs.push_back({pointer(a), pointer(b), count, weight, pointer(grad_a), pointer(grad_b)});
+  return pairs;
+}
+
+void bind_differences(py::module_& m) {
+  m.def("differences_forward", [](const std::vector<PairArgument>& list, int distance, int dtype,
+                                  Address loss, int threads) {
+    const auto pairs = difference_pairs(list);
+    const DifferencesForward args{Distance(distance),    DType(dtype),  pairs.data(),
+                                  int64_t(pairs.size()), pointer(loss), threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(differences_forward)(args), "differences_forward");
+  });
+  m.def("differences_backward", [](const std::vector<PairArgument>& list, int distance, int dtype,
+                                   Address grad_loss, int threads) {
+    const auto pairs = difference_pairs(list);
+    const DifferencesBackward args{Distance(distance),    DType(dtype),       pairs.data(),
+                                   int64_t(pairs.size()), pointer(grad_loss), threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(differences_backward)(args), "differences_backward");
+  });
 }
 
 // ---- Attention ----------------------------------------------------------------------------------
@@ -299,6 +332,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "genkern's compiled kernels: raw pointers, sizes and strides in, nothing of torch";
   bind_levels(m);
   bind_losses(m);
+  bind_differences(m);
   bind_attention(m);
   bind_spectral_norm(m);
 }

@@ -1,7 +1,7 @@
 // Adversarial losses on the CPU: value, gradient and statistics in one pass over the logits.
 //
-// Layout: every side of every term is a flat array, cut into at most 256 chunks whose size depends
-// on its length alone; a task is one chunk of one side (of both where they go in pairs). Plan of a
+// Layout: every side of every term is a flat array, cut into chunks (common/chunks.h); a task is
+// one chunk of one side (of both where they go in pairs). Plan of a
 // task: read lanes of logits once, z = s·x + c, from φ(z) the sums, from φ'(z) the gradient
 // factor·φ' + offset (in fp32, rounded once, written where wanted); leave the chunk's sums in a
 // table. Afterwards one thread adds the table up in order, in double. Against the other side's mean
@@ -10,25 +10,13 @@
 // call cost.
 #include "adversarial.h"
 
+#include "../common/chunks.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
-#include "../common/vec.h"
 
 namespace genkern {
 namespace GK_LEVEL {
 namespace {
-
-constexpr int64_t max_chunks = 256;
-constexpr int64_t min_chunk = 16384;      // a multiple of every vector's lanes
-constexpr int64_t parallel_from = 65536;  // logits that pay for waking a second thread
-
-int64_t chunk_size(int64_t count) {
-  const int64_t even = (count + max_chunks - 1) / max_chunks;
-  return even <= min_chunk ? min_chunk : (even + min_chunk - 1) / min_chunk * min_chunk;
-}
-int64_t chunks_of(int64_t count) {
-  return count <= 0 ? 0 : (count + chunk_size(count) - 1) / chunk_size(count);
-}
 
 struct Softplus {
   template <class A>
@@ -120,18 +108,6 @@ struct LaneSums {
 struct Line {
   double sign, shift, factor, offset;
 };
-
-template <class T>
-Vec<Acc<T>> load_some(const T* from, int64_t n) {
-  return n >= lanes<Acc<T>>() ? load(from) : load_part(from, n);
-}
-template <class T>
-void store_some(T* to, Vec<Acc<T>> x, int64_t n) {
-  if (n >= lanes<Acc<T>>())
-    store(to, x);
-  else
-    store_part(to, x, n);
-}
 
 // One chunk of one side. `toward`: the sign of a logit on its own side of zero.
 template <class T, class F, Pass pass>

@@ -25,6 +25,7 @@ from genkern.losses.adversarial import (
     saturating,
     wgan,
 )
+from genkern.losses.features import feature_matching
 from genkern.losses.penalties import r1
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LeastSquaresLoss",
     "LossStats",
     "RelativisticLoss",
+    "feature_matching",
     "get",
     "hinge",
     "lsgan",
