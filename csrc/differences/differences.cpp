@@ -21,8 +21,8 @@ struct Absolute {
     return select(d < A(0), -d, d);
   }
   template <class A>
-  static Vec<A> slope(Vec<A> d) {  // 0 at 0, NaN at NaN
-    return select(d > A(0), splat(A(1)), select(d < A(0), splat(A(-1)), d));
+  static Vec<A> slope(Vec<A> d) {  // 0 at 0 and, as in PyTorch, at NaN
+    return select(d > A(0), splat(A(1)), select(d < A(0), splat(A(-1)), splat(A(0))));
   }
 };
 struct Square {

@@ -25,6 +25,8 @@ from genkern.losses.adversarial import (
     saturating,
     wgan,
 )
+from genkern.losses.conditioning import auxiliary_classifier, multi_hinge, projection, top_k
+from genkern.losses.consistency import bcr, cr, zcr
 from genkern.losses.features import feature_matching
 from genkern.losses.penalties import r1
 
@@ -34,16 +36,23 @@ __all__ = [
     "LeastSquaresLoss",
     "LossStats",
     "RelativisticLoss",
+    "auxiliary_classifier",
+    "bcr",
+    "cr",
     "feature_matching",
     "get",
     "hinge",
     "lsgan",
+    "multi_hinge",
     "nonsaturating",
+    "projection",
     "r1",
     "ragan",
     "rahinge",
     "rals",
     "rpgan",
     "saturating",
+    "top_k",
     "wgan",
+    "zcr",
 ]
