@@ -327,19 +327,24 @@ inline Vec<double> tanh(Vec<double> x) {
   return e / (e + 2.);
 }
 
-// log(1 + y) for y in [0, 1], with full relative accuracy at small y:
-// 2·atanh(z), z = y/(2 + y) ≤ 1/3.
-inline Vec<float> log1p01(Vec<float> y) {
-  const Vec<float> z = y / (y + 2.f), w = z * z;
+// 2·atanh(z) for 0 ≤ z ≤ 1/3, with full relative accuracy at small z.
+inline Vec<float> twice_atanh(Vec<float> z) {
+  const Vec<float> w = z * z;
   Vec<float> p = splat(1.f / 15);
   for (int odd = 13; odd >= 1; odd -= 2) p = p * w + 1.f / odd;
   return 2.f * z * p;
 }
-inline Vec<double> log1p01(Vec<double> y) {
-  const Vec<double> z = y / (y + 2.), w = z * z;
+inline Vec<double> twice_atanh(Vec<double> z) {
+  const Vec<double> w = z * z;
   Vec<double> p = splat(1. / 35);
   for (int odd = 33; odd >= 1; odd -= 2) p = p * w + 1. / odd;
   return 2. * z * p;
+}
+
+// log(1 + y) for y in [0, 1], with full relative accuracy at small y.
+template <class V>
+inline V log1p01(V y) {
+  return twice_atanh(y / (y + 2));
 }
 
 }  // namespace GK_LEVEL

@@ -10,145 +10,13 @@
 // call cost.
 #include "adversarial.h"
 
-#include "../common/chunks.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
+#include "logits.h"
 
 namespace genkern {
 namespace GK_LEVEL {
 namespace {
-
-struct Softplus {
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return max(z, splat(A(0))) + log1p01(exp(select(z < A(0), z, -z)));
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A> z) {
-    const Vec<A> e = exp(select(z < A(0), z, -z));
-    return select(z < A(0), e, splat(A(1))) / (e + A(1));
-  }
-};
-struct Relu {
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return max(z, splat(A(0)));
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A> z) {
-    return select(z <= A(0), splat(A(0)), splat(A(1)));
-  }
-};
-struct Square {
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return z * z;
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A> z) {
-    return z + z;
-  }
-};
-struct Identity {
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return z;
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A>) {
-    return splat(A(1));
-  }
-};
-
-// What a pass is for.
-enum class Pass { values, values_and_gradients, values_and_slopes, gradients };
-constexpr bool sums_values(Pass pass) { return pass != Pass::gradients; }
-constexpr bool writes_gradients(Pass pass) {
-  return pass == Pass::values_and_gradients || pass == Pass::gradients;
-}
-
-struct Sums {
-  double value, logits, right, slope;  // right: logits on their own side of zero
-};
-
-// Sums over lanes in the arithmetic type; every `run` vectors they move on to doubles, since a long
-// fp32 sum would lose digits that PyTorch's cascade keeps.
-template <class A, Pass pass>
-struct LaneSums {
-  static constexpr int run = 32;
-  Vec<A> value{}, logits{}, right{}, slope{};
-  Sums total{};
-  int added = 0;
-
-  void add(Vec<A> phi, Vec<A> x, Mask<A> is_right, Vec<A> derivative, Mask<A> live) {
-    const Vec<A> zero{};
-    value += select(live, phi, zero);
-    logits += select(live, x, zero);
-    right += select(live & is_right, splat(A(1)), zero);
-    if (pass == Pass::values_and_slopes) slope += select(live, derivative, zero);
-    if (++added == run) flush();
-  }
-  void flush() {
-    for (int i = 0; i < lanes<A>(); ++i) {
-      total.value += double(value[i]);
-      total.logits += double(logits[i]);
-      total.right += double(right[i]);
-      if (pass == Pass::values_and_slopes) total.slope += double(slope[i]);
-    }
-    value = logits = right = slope = Vec<A>{};
-    added = 0;
-  }
-  Sums finish() {
-    flush();
-    return total;
-  }
-};
-
-// z = sign·x + shift, and the gradient factor·φ'(z) + offset.
-struct Line {
-  double sign, shift, factor, offset;
-};
-
-// One chunk of one side. `toward`: the sign of a logit on its own side of zero.
-template <class T, class F, Pass pass>
-Sums one_side(const T* x, int64_t n, const Line& line, double toward, T* grad) {
-  using A = Acc<T>;
-  const A sign = A(line.sign), shift = A(line.shift), own = A(toward);
-  const A factor = A(line.factor), offset = A(line.offset);
-  LaneSums<A, pass> sums;
-  for (int64_t i = 0; i < n; i += lanes<A>()) {
-    const Vec<A> logits = load_some(x + i, n - i), z = logits * sign + shift;
-    const Vec<A> slope = pass == Pass::values ? Vec<A>{} : F::template slope<A>(z);
-    if (sums_values(pass))
-      sums.add(F::template value<A>(z), logits, logits * own > A(0), slope, first_lanes<A>(n - i));
-    if (writes_gradients(pass)) store_some(grad + i, slope * factor + offset, n - i);
-  }
-  return sums.finish();
-}
-
-// One chunk of pairs; the real side's sums carry φ.
-template <class T, class F, Pass pass>
-void one_pair(const T* r, const T* f, int64_t n, const Line& real, const Line& fake, double toward,
-              T* grad_real, T* grad_fake, Sums* real_sums, Sums* fake_sums) {
-  using A = Acc<T>;
-  const A real_sign = A(real.sign), fake_sign = A(fake.sign), shift = A(real.shift);
-  const A real_factor = A(real.factor), fake_factor = A(fake.factor), own = A(toward);
-  LaneSums<A, pass> of_real, of_fake;
-  for (int64_t i = 0; i < n; i += lanes<A>()) {
-    const Vec<A> a = load_some(r + i, n - i), b = load_some(f + i, n - i);
-    const Vec<A> z = a * real_sign + b * fake_sign + shift;
-    const Vec<A> slope = pass == Pass::values ? Vec<A>{} : F::template slope<A>(z);
-    if (sums_values(pass)) {
-      const Mask<A> live = first_lanes<A>(n - i);
-      of_real.add(F::template value<A>(z), a, a * own > A(0), slope, live);
-      of_fake.add(Vec<A>{}, b, b * own < A(0), slope, live);
-    }
-    if (writes_gradients(pass) && grad_real) store_some(grad_real + i, slope * real_factor, n - i);
-    if (writes_gradients(pass) && grad_fake) store_some(grad_fake + i, slope * fake_factor, n - i);
-  }
-  *real_sums = of_real.finish();
-  *fake_sums = of_fake.finish();
-}
 
 // One term's totals, and what they make of its lines.
 struct Both {
@@ -172,9 +40,15 @@ double value_of(const Sums& sums, const LogitLine& line) {
 template <class T>
 class Sweep {
  public:
+  // `want_statistics`: whether the totals must know more of the logits than the loss needs.
   Sweep(const AdversarialForm& of, const LogitTerm* its_terms, int64_t how_many, double times,
-        int most_threads)
-      : form(of), terms(its_terms), count(how_many), factor(times) {
+        int most_threads, bool want_statistics)
+      : form(of),
+        terms(its_terms),
+        count(how_many),
+        factor(times),
+        of_logits(want_statistics || of.pairing == Pairing::average || of.real.slope != 0 ||
+                  of.fake.slope != 0) {
     int64_t logits = 0;
     for (int64_t t = 0; t < count; ++t) {
       if (terms[t].real_count > 0) logits += terms[t].real_count;
@@ -217,6 +91,7 @@ class Sweep {
   const LogitTerm* terms;
   int64_t count, tasks = 0;
   double factor;
+  bool of_logits;
   int threads;
   Both nearby[8];
   void* far = nullptr;
@@ -302,7 +177,7 @@ class Sweep {
     const int64_t at = (is_real ? task : task - real_chunks) * chunk;
     const int64_t n = side - at < chunk ? side - at : chunk;
     if (form.pairing == Pairing::paired)
-      one_pair<T, F, pass>(r + at, f + at, n, lines.real, lines.fake, form.orientation,
+      one_pair<T, F, pass>(r + at, f + at, n, lines.real, lines.fake, form.orientation, of_logits,
                            gr ? gr + at : nullptr, gf ? gf + at : nullptr, &sums->real,
                            &sums->fake);
     else if (is_real)
@@ -313,11 +188,12 @@ class Sweep {
 
   // A side without a gradient: the pass without its writing.
   template <class F, Pass pass>
-  static Sums one_chunk(const T* x, int64_t n, const Line& line, double toward, T* grad,
-                        int64_t at) {
+  Sums one_chunk(const T* x, int64_t n, const Line& line, double toward, T* grad,
+                 int64_t at) const {
     if (grad || !writes_gradients(pass))
-      return one_side<T, F, pass>(x, n, line, toward, grad ? grad + at : nullptr);
-    return sums_values(pass) ? one_side<T, F, Pass::values>(x, n, line, toward, nullptr) : Sums{};
+      return one_side<T, F, pass>(x, n, line, toward, of_logits, grad ? grad + at : nullptr);
+    if (!sums_values(pass)) return {};
+    return one_side<T, F, Pass::values>(x, n, line, toward, of_logits, nullptr);
   }
 };
 
@@ -325,7 +201,7 @@ template <class T>
 Status forward(const AdversarialForward& args) {
   using A = Acc<T>;
   const AdversarialForm& form = args.form;
-  Sweep<T> sweep(form, args.terms, args.count, args.factor, args.threads);
+  Sweep<T> sweep(form, args.terms, args.count, args.factor, args.threads, args.stats);
   if (!sweep.has_memory()) return Status::out_of_memory;
   bool want_gradients = false;
   for (int64_t t = 0; t < args.count; ++t)
@@ -352,7 +228,7 @@ Status forward(const AdversarialForward& args) {
 
 template <class T>
 Status backward(const AdversarialBackward& args) {
-  Sweep<T> sweep(args.form, args.terms, args.count, args.factor, args.threads);
+  Sweep<T> sweep(args.form, args.terms, args.count, args.factor, args.threads, false);
   if (!sweep.has_memory()) return Status::out_of_memory;
   sweep.backward(double(*static_cast<const Acc<T>*>(args.grad_loss)));
   return Status::ok;
