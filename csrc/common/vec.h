@@ -7,7 +7,7 @@
 //                      float for float, BFloat16 and Float16
 //   load<T>(p), store  lanes<Acc<T>>() elements of storage T from or to any address, converted
 //   load_part, store_part   the same for the first n lanes; the others read as zero, are not
-//   written exp, tanh, log1p01, select, min, max, sum
+//   written exp, tanh, twice_atanh, select, min, max, sum
 #pragma once
 
 #include <stdint.h>
@@ -327,7 +327,8 @@ inline Vec<double> tanh(Vec<double> x) {
   return e / (e + 2.);
 }
 
-// 2·atanh(z) for 0 ≤ z ≤ 1/3, with full relative accuracy at small z.
+// 2·atanh(z) for 0 ≤ z ≤ 1/3, with full relative accuracy at small z: log(1 + y) for y in [0, 1] at
+// z = y/(2 + y).
 inline Vec<float> twice_atanh(Vec<float> z) {
   const Vec<float> w = z * z;
   Vec<float> p = splat(1.f / 15);
@@ -339,12 +340,6 @@ inline Vec<double> twice_atanh(Vec<double> z) {
   Vec<double> p = splat(1. / 35);
   for (int odd = 33; odd >= 1; odd -= 2) p = p * w + 1. / odd;
   return 2. * z * p;
-}
-
-// log(1 + y) for y in [0, 1], with full relative accuracy at small y.
-template <class V>
-inline V log1p01(V y) {
-  return twice_atanh(y / (y + 2));
 }
 
 }  // namespace GK_LEVEL

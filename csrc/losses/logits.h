@@ -15,6 +15,7 @@ struct Point {
   Vec<A> value, slope;
 };
 
+// φ and φ' at z. A pass that needs only one of them computes only one, to the same bits.
 struct Softplus {
   // log(1 + e) = 2·atanh(e / (e + 2)) and 1 / (1 + e) share one division, the dearest part of both.
   template <class A>
@@ -25,28 +26,11 @@ struct Softplus {
     const Vec<A> sigmoid = select(z < A(0), e, splat(A(1))) * (e + A(2)) * inverse;
     return {max(z, splat(A(0))) + logarithm, sigmoid};
   }
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return max(z, splat(A(0))) + log1p01(exp(select(z < A(0), z, -z)));
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A> z) {
-    const Vec<A> e = exp(select(z < A(0), z, -z));
-    return select(z < A(0), e, splat(A(1))) / (e + A(1));
-  }
 };
 struct Relu {
   template <class A>
   static Point<A> at(Vec<A> z) {
-    return {value<A>(z), slope<A>(z)};
-  }
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return max(z, splat(A(0)));
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A> z) {
-    return select(z <= A(0), splat(A(0)), splat(A(1)));
+    return {max(z, splat(A(0))), select(z <= A(0), splat(A(0)), splat(A(1)))};
   }
 };
 struct Square {
@@ -54,27 +38,11 @@ struct Square {
   static Point<A> at(Vec<A> z) {
     return {z * z, z + z};
   }
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return z * z;
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A> z) {
-    return z + z;
-  }
 };
 struct Identity {
   template <class A>
   static Point<A> at(Vec<A> z) {
     return {z, splat(A(1))};
-  }
-  template <class A>
-  static Vec<A> value(Vec<A> z) {
-    return z;
-  }
-  template <class A>
-  static Vec<A> slope(Vec<A>) {
-    return splat(A(1));
   }
 };
 
@@ -83,14 +51,6 @@ enum class Pass { values, values_and_gradients, values_and_slopes, gradients };
 constexpr bool sums_values(Pass pass) { return pass != Pass::gradients; }
 constexpr bool writes_gradients(Pass pass) {
   return pass == Pass::values_and_gradients || pass == Pass::gradients;
-}
-
-// φ and φ' at z, as far as the pass needs them.
-template <class F, Pass pass, class A>
-inline Point<A> evaluate(Vec<A> z) {
-  if (pass == Pass::values) return {F::template value<A>(z), Vec<A>{}};
-  if (pass == Pass::gradients) return {Vec<A>{}, F::template slope<A>(z)};
-  return F::template at<A>(z);
 }
 
 struct Sums {
@@ -166,7 +126,7 @@ Sums one_side(const T* x, int64_t n, const Line& line, double toward, bool of_lo
   const A factor = A(line.factor), offset = A(line.offset);
   LaneSums<A, pass> sums(of_logits);
   const auto step = [&](Vec<A> logits, Mask<A> live) {
-    const Point<A> p = evaluate<F, pass, A>(logits * sign + shift);
+    const Point<A> p = F::template at<A>(logits * sign + shift);
     if (sums_values(pass)) sums.add(p, logits, own, live);
     return p.slope * factor + offset;
   };
@@ -192,7 +152,7 @@ void one_pair(const T* r, const T* f, int64_t n, const Line& real, const Line& f
   const A real_factor = A(real.factor), fake_factor = A(fake.factor), own = A(toward);
   LaneSums<A, pass> of_real(of_logits), of_fake(of_logits);
   const auto step = [&](Vec<A> a, Vec<A> b, Mask<A> live) {
-    const Point<A> p = evaluate<F, pass, A>(a * real_sign + b * fake_sign + shift);
+    const Point<A> p = F::template at<A>(a * real_sign + b * fake_sign + shift);
     if (sums_values(pass)) {
       of_real.add(p, a, own, live);
       if (of_logits) of_fake.add(Point<A>{}, b, -own, live);
