@@ -55,10 +55,10 @@ def adversarial_loss(form, real, fake, factor=1.0, reduction="sum", stats=False)
         and (real is None or (is_ready(real) and real.dtype is fake.dtype))
     ):
         if real is None:
-            return _apply(form, factor, stats, 1, fake)
+            return _apply((form, factor, stats, 1), fake)
         if form.pairing == "paired":
             _check_pair("real", real, "fake", fake)
-        return _apply(form, factor, stats, 1, real, fake)
+        return _apply((form, factor, stats, 1), real, fake)
     if isinstance(fake, (list, tuple)) or isinstance(real, (list, tuple)):
         return _of_lists(form, real, fake, factor, reduction, stats)
     check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
@@ -101,7 +101,7 @@ def _of_lists(form, real, fake, factor, reduction, stats):
         factor = factor / len(fakes)
     compiling = torch.compiler.is_compiling()
     if not compiling and all(map(is_ready, reals)) and all(map(is_ready, fakes)):
-        result = _apply(form, factor, stats, len(fakes), *reals, *fakes)
+        result = _apply((form, factor, stats, len(fakes)), *reals, *fakes)
     else:
         result = _unready(form, reals, fakes, factor, stats)
     return (result[0], result[1].view(4, -1)) if stats else result
@@ -112,20 +112,20 @@ def _unready(form, reals, fakes, factor, stats):
     compiling = torch.compiler.is_compiling()
     if not compiling and all(map(is_plain, reals)) and all(map(is_plain, fakes)):
         logits = [*_dense("real", reals), *_dense("fake", fakes)]
-        return _apply(form, factor, stats, len(fakes), *logits)
+        return _apply((form, factor, stats, len(fakes)), *logits)
     result = torch.ops.genkern.adversarial_loss(reals, fakes, *form.constants(), factor)
     return result if stats else result[0]
 
 
 class _Adversarial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, form, factor, stats, count, *logits):
-        backend = _choose(OP, form, logits, count)
+    def forward(ctx, call, *logits):
+        form, factor, stats, count = ctx.call = call
+        ctx.backend = backend = _choose(OP, form, logits, count)
         ctx.save_for_backward(*logits)
-        ctx.call = form, factor, count, backend
         ctx.gradients = None
         if backend == "cpu":
-            needed = ctx.needs_input_grad[4:]
+            needed = ctx.needs_input_grad[1:]
             loss, statistics, ctx.gradients = _forward_cpu(
                 form, factor, stats, count, logits, needed
             )
@@ -144,15 +144,15 @@ class _Adversarial(torch.autograd.Function):
             if grad_loss.item() == 1:
                 if backends.listeners:
                     backends.record(BACKWARD, "cpu", "computed in the forward's pass")
-                return None, None, None, None, *gradients
-        (form, factor, count, backend), logits = ctx.call, ctx.saved_tensors
+                return None, *gradients
+        (form, factor, _, count), logits = ctx.call, ctx.saved_tensors
         if torch.is_grad_enabled():
             grads = _differentiable_backward(form, factor, count, logits, grad_loss)
-            return None, None, None, None, *grads
-        backends.record(BACKWARD, backend, "as the forward")
-        needed = ctx.needs_input_grad[4:]
-        grads = _backward(backend, form, factor, count, logits, grad_loss, needed)
-        return None, None, None, None, *grads
+            return None, *grads
+        backends.record(BACKWARD, ctx.backend, "as the forward")
+        needed = ctx.needs_input_grad[1:]
+        grads = _backward(ctx.backend, form, factor, count, logits, grad_loss, needed)
+        return None, *grads
 
 
 _apply = entry(_Adversarial)
