@@ -15,7 +15,7 @@ SIDES = [(loss, side) for loss in ALL for side in "dg"]
 every_side = pytest.mark.parametrize(
     ("loss", "side"), SIDES, ids=lambda v: repr(v).removeprefix("genkern.losses.").strip("'")
 )
-SHAPES = [(16, 1), (3, 1, 5, 4), (33001,), (1,)]  # ragged, and one that is cut into chunks
+SHAPES = [(16, 1), (3, 1, 5, 4), (17001,), (1,)]  # ragged, and one that is cut into chunks
 
 
 def logits(*shape, dtype=torch.float64):
@@ -83,7 +83,9 @@ def test_any_shapes(shapes, which, dtype, strided):
     torch.testing.assert_close(got, expected, equal_nan=True, **within)
 
 
-@every_side
+@pytest.mark.parametrize(
+    ("loss", "side"), [(losses.lsgan, "d"), (losses.rpgan, "g"), (losses.hinge, "g")]
+)
 def test_compiled(loss, side):
     real, fake = lists(torch.float32, [(16, 1), (3, 2)])
     inputs = [*real, *fake]
