@@ -81,7 +81,7 @@ def release(root, adopted):
                 f"spectral_norm: {one.name} has another parametrization since it was adopted, "
                 f"which torch's legacy hook can't have: remove that first"
             )
-    detach(root, _weights(mine))
+    detach(root, _weights(adopted))
     for one in mine:
         give_back = _give_back_parametrized if one.form == PARAMETRIZED else _give_back_legacy
         give_back(one.module, one.tensor_name)
