@@ -1,0 +1,144 @@
+"""Spectral normalization of one layer: the parametrization that its weight carries."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+from genkern.nn.spectral_norm.classes import give_own_class, give_torchs_class
+from genkern.nn.spectral_norm.frames import result_for
+from genkern.ops.spectral_norm.op import spectral_norm as normalize
+from genkern.ops.spectral_norm.reference import ORDERS
+
+WARM_UP = 15
+
+
+class SpectralNorm(nn.Module):
+    """The parametrization W → W / σ(W), with buffers _u `[rows]` and _v `[cols]`.
+
+    A 1-D weight is divided by its norm and has no buffers; with order "v_first" it is a matrix of
+    one column, as in torch's legacy hook. `vectors`: u and v to go on from, instead of random ones
+    after 15 iterations.
+    """
+
+    def __init__(
+        self, weight, n_power_iterations=1, dim=0, eps=1e-12, order="u_first", vectors=None
+    ):
+        super().__init__()
+        if not -weight.ndim <= dim < weight.ndim:
+            raise IndexError(
+                f"spectral_norm: dim must be in [{-weight.ndim}, {weight.ndim - 1}] for a weight "
+                f"of shape {tuple(weight.shape)}, not {dim}"
+            )
+        if n_power_iterations <= 0:
+            raise ValueError(
+                f"spectral_norm: n_power_iterations must be positive, not {n_power_iterations}"
+            )
+        if order not in ORDERS:
+            raise ValueError(f"spectral_norm: order must be 'u_first' or 'v_first', not {order!r}")
+        self.dim = dim % weight.ndim
+        self.eps = eps
+        self.n_power_iterations = n_power_iterations
+        self.order = order
+        if weight.ndim == 1 and order == "u_first":
+            return
+        if vectors is None:
+            vectors = self._random_vectors(as_matrix(weight))
+        for name, vector in zip(("_u", "_v"), vectors, strict=True):
+            self.register_buffer(name, vector)
+
+    def _random_vectors(self, weight):
+        rows = weight.shape[self.dim]
+        cols = weight.numel() // rows if rows else weight[..., :0].numel()
+        with torch.no_grad():
+            u, v = (
+                F.normalize(weight.new_empty(length).normal_(0, 1), dim=0, eps=self.eps)
+                for length in (rows, cols)
+            )
+            self._normalize(weight, u, v, WARM_UP)
+        return u, v
+
+    @property
+    def has_vectors(self):
+        return "_u" in self._buffers
+
+    def forward(self, weight):
+        if not self.has_vectors:
+            return F.normalize(weight, dim=0, eps=self.eps)
+        ready = None if torch.compiler.is_compiling() else result_for(self, weight)
+        if ready is not None:
+            return ready
+        normalized = self._normalize(as_matrix(weight), self._u, self._v, self.iterations())
+        return normalized if weight.ndim > 1 else normalized.squeeze(1)
+
+    def iterations(self):
+        return self.n_power_iterations if self.training else 0
+
+    def _normalize(self, weight, u, v, iterations):
+        (normalized,) = normalize(
+            [weight],
+            [u],
+            [v],
+            [self.dim],
+            n_power_iterations=iterations,
+            eps=self.eps,
+            order=self.order,
+            update=iterations > 0,
+        ).weights
+        return normalized
+
+    def right_inverse(self, value):
+        return value
+
+    def extra_repr(self):
+        return (
+            f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps}, "
+            f"order={self.order!r}"
+        )
+
+
+def as_matrix(weight):
+    """The weight with two dimensions at least."""
+    return weight if weight.ndim > 1 else weight.unsqueeze(1)
+
+
+def normalize_layer(module, name, n_power_iterations, eps, dim, order):
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(
+            f"spectral_norm: module must have a parameter or buffer named {name!r}, and this "
+            f"{type(module).__name__} has none"
+        )
+    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+        raise ValueError(
+            f"spectral_norm: module must have its weights, and this {type(module).__name__} is "
+            f"lazy: run a forward first"
+        )
+    if dim is None:
+        dim = 1 if isinstance(module, _ConvTransposeNd) else 0
+    parametrization = SpectralNorm(weight, n_power_iterations, dim, eps, order)
+    parametrize.register_parametrization(module, name, parametrization)
+    make_ours(module)
+    return module
+
+
+def make_ours(module):
+    """What a module with a `SpectralNorm` needs besides."""
+    give_own_class(module)
+
+
+def unmake_ours(module):
+    """Undoes `make_ours`, once none of the module's weights has a `SpectralNorm`."""
+    if parametrize.is_parametrized(module):
+        if any(normalization(module, name) is not None for name in module.parametrizations):
+            return
+        give_torchs_class(module)
+
+
+def normalization(module, name):
+    """The `SpectralNorm` that is the first parametrization of this weight, or None."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    first = module.parametrizations[name][0]
+    return first if isinstance(first, SpectralNorm) else None
