@@ -15,6 +15,7 @@ from torch import nn
 
 from genkern.nn import MultiheadAttention, register_with_transformers
 from genkern.nn.spectral_norm.adoption import adopt, release
+from genkern.nn.spectral_norm.layer import normalization
 from genkern.redirect import Redirection, restore_class, scaled_dot_product_attention
 
 RECORD = "_genkern_patched"
@@ -39,26 +40,30 @@ class Left(NamedTuple):
 
 @dataclass
 class Patched:
-    """What `patch` did. str() of it is what `patch` prints."""
+    """What `patch` did. spectral_calls: how many kernel calls normalise all weights in a forward of
+    the model: one for each dtype, order and eps. str() of it is what `patch` prints."""
 
     model: nn.Module
     changed: list[Change] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    spectral_calls: int = 0
     undo: list = field(default_factory=list, repr=False)  # (function, arguments), in order
 
     def __str__(self):
         counts = Counter(change.what for change in self.changed)
-        parts = [
-            text.format(counts[what], "s" if counts[what] > 1 else "")
-            for what, text in (
-                ("spectral norm", "{} spectral norm{} → 1 call"),
-                ("attention", "{} attention{} fused"),
-            )
-            if counts[what]
-        ]
+        parts = []
+        if norms := counts["spectral norm"]:
+            calls = _counted(self.spectral_calls, "call")
+            parts.append(f"{_counted(norms, 'spectral norm')} → {calls}")
+        if attentions := counts["attention"]:
+            parts.append(f"{_counted(attentions, 'attention')} fused")
         lines = [f"genkern.patch: {', '.join(parts) or 'nothing to change'}"]
         lines += [f"  left: {name or 'the model'}: {why}" for name, why in self.left]
         return "\n".join(lines)
+
+
+def _counted(number, what):
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def patch(model, *, spectral_norm=True, attention=True, verbose=True):
@@ -111,11 +116,16 @@ def unpatch(model):
 
 
 def _patch_spectral_norms(model, done):
-    adopted, left = adopt(model)
-    done.changed += [Change("spectral norm", x.name, f"was {x.form}") for x in adopted]
-    done.left += [Left(*x) for x in left]
-    if adopted:
-        done.undo.append((release, model, adopted))
+    found = adopt(model)
+    for one in found:
+        if one.reason is None:
+            done.changed.append(Change("spectral norm", one.name, f"was torch's {one.form} form"))
+        else:
+            done.left.append(Left(one.name, one.reason))
+    ours = [normalization(x.module, x.tensor_name) for x in found if x.reason is None]
+    done.spectral_calls = len({(x._u.dtype, x.order, x.eps) for x in ours if x.has_vectors})
+    if ours:
+        done.undo.append((release, model, found))
 
 
 # ---- Attention ----------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class Redirection:
             for name, member in vars(owner).items():
                 is_static = isinstance(member, staticmethod)
                 function = member.__func__ if is_static else member
-                if not isinstance(function, types.FunctionType):
+                if not isinstance(function, types.FunctionType) or name == "__init__":
                     continue
                 found = self.of_function(function)
                 left += found.left

@@ -1,5 +1,6 @@
 """Modules made of genkern's ops."""
 
+from genkern.nn.diffusers import attention_processor
 from genkern.nn.hugging_face import register_with_transformers
 from genkern.nn.l2_self_attention import L2SelfAttention2d
 from genkern.nn.multihead_attention import MultiheadAttention
@@ -9,5 +10,6 @@ __all__ = [
     "L2SelfAttention2d",
     "MultiheadAttention",
     "SelfAttention2d",
+    "attention_processor",
     "register_with_transformers",
 ]
