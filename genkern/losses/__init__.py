@@ -19,18 +19,29 @@ from genkern.losses.adversarial import (
     rpgan,
     wgan,
 )
-from genkern.losses.penalties import r1
+from genkern.losses.lazy import lazy
+from genkern.losses.lecam import LeCam
+from genkern.losses.path_length import PathLength
+from genkern.losses.penalties import dragan, max_gp, r1, r2, wgan_gp, zero_centered_gp
 
 __all__ = [
     "AdversarialLoss",
+    "LeCam",
     "LeastSquaresLoss",
     "LossStats",
+    "PathLength",
     "RelativisticLoss",
+    "dragan",
     "get",
     "hinge",
+    "lazy",
     "lsgan",
+    "max_gp",
     "nonsaturating",
     "r1",
+    "r2",
     "rpgan",
     "wgan",
+    "wgan_gp",
+    "zero_centered_gp",
 ]

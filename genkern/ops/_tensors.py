@@ -77,3 +77,25 @@ def check_floating(op, **tensors):
                 f"{op}: {name} must be on {first_name}'s device, {first.device}, not "
                 f"{tensor.device}"
             )
+
+
+def with_dense_samples(tensor):
+    """The tensor [B, …] itself where each sample's elements lie side by side in some order
+    (contiguous or channels_last, samples anywhere), else a contiguous copy."""
+    if tensor.is_contiguous():
+        return tensor
+    shape, strides = tensor.shape[1:], tensor.stride()[1:]
+    if _packed(shape, strides):
+        return tensor
+    if len(shape) > 1 and _packed((*shape[1:], shape[0]), (*strides[1:], strides[0])):
+        return tensor
+    return tensor.contiguous()
+
+
+def _packed(shape, strides):
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
