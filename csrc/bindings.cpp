@@ -15,6 +15,7 @@
 #include "attention/attention.h"
 #include "build_info.h"
 #include "common/levels.h"
+#include "linear_cross_entropy/linear_cross_entropy.h"
 #include "losses/adversarial.h"
 #include "sample_norms/sample_norms.h"
 #include "spectral_norm/spectral_norm.h"
@@ -285,6 +286,23 @@ void bind_sample_norms(py::module_& m) {
         });
 }
 
+// ---- Cross-entropy of a linear layer ------------------------------------------------------------
+
+void bind_linear_cross_entropy(py::module_& m) {
+  m.def("token_losses", [](Address logits, int64_t tokens, int64_t vocabulary, Address targets,
+                           int64_t ignored, double label_smoothing, double softcap, double z_loss,
+                           int dtype, Address losses, bool gradient, Address scales, double scale,
+                           int threads) {
+    const TokenLosses args{
+        pointer(logits), tokens,          vocabulary, static_cast<const int64_t*>(pointer(targets)),
+        ignored,         label_smoothing, softcap,    z_loss,
+        DType(dtype),    pointer(losses), gradient,   pointer(scales),
+        scale,           threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(token_losses)(args), "token_losses");
+  });
+}
+
 // ---- The machine --------------------------------------------------------------------------------
 
 constexpr Level all_levels[] = {Level::portable, Level::avx2, Level::avx512, Level::amx};
@@ -328,4 +346,5 @@ PYBIND11_MODULE(_C, m) {
   bind_attention(m);
   bind_spectral_norm(m);
   bind_sample_norms(m);
+  bind_linear_cross_entropy(m);
 }

@@ -21,6 +21,7 @@ from genkern.losses.adversarial import (
 )
 from genkern.losses.lazy import lazy
 from genkern.losses.lecam import LeCam
+from genkern.losses.likelihood import linear_cross_entropy
 from genkern.losses.path_length import PathLength
 from genkern.losses.penalties import dragan, max_gp, r1, r2, wgan_gp, zero_centered_gp
 
@@ -35,6 +36,7 @@ __all__ = [
     "get",
     "hinge",
     "lazy",
+    "linear_cross_entropy",
     "lsgan",
     "max_gp",
     "nonsaturating",
