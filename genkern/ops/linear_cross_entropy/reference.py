@@ -21,7 +21,7 @@ def linear_cross_entropy(input, weight, bias, target, options):
     )
     counted = target != options.ignore_index
     if options.z_loss:
-        losses = losses + options.z_loss * counted * logits.logsumexp(1).square()
+        losses = losses + counted * (options.z_loss * logits.logsumexp(1).square())
     return reduce(losses, counted, options.reduction)
 
 
