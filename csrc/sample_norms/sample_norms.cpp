@@ -1,16 +1,16 @@
 // Norms of samples on the CPU: one read forward, one read and one write backward.
 //
-// Layout: a sample is a flat array. It is cut into pieces of at most `piece` numbers; a task is one
-// piece, or as many whole samples as make a piece. Plan: every task leaves the sum of squares of
-// each of its pieces in a table, in double; afterwards one thread adds up the pieces of a sample in
-// order, and the function of the sums is a loop over samples. Backward, one thread makes the
-// samples' factors, then the same tasks multiply. The floor is the traffic: at 20 GB/s 5 ms for 100
-// MB.
+// Layout: a sample is a row that is cut into pieces (common/pieces.h). Plan: every task leaves the
+// sum of squares of each of its pieces in a table, in double; afterwards one thread adds up the
+// pieces of a sample in order, and the function of the sums is a loop over samples. Backward, one
+// thread makes the samples' factors, then the same tasks multiply. The floor is the traffic: at 20
+// GB/s 5 ms for 100 MB.
 #include "sample_norms.h"
 
 #include <math.h>
 
 #include "../common/parallel.h"
+#include "../common/pieces.h"
 #include "../common/scratch.h"
 #include "../common/vec.h"
 
@@ -18,20 +18,7 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-constexpr int64_t piece = 32768;          // a multiple of every vector's lanes
-constexpr int64_t parallel_from = 65536;  // numbers that pay for waking a second thread
-
-// How an item is cut: `pieces` of a sample, `together` samples a task where a sample is one piece.
-struct Cut {
-  int64_t pieces, together, tasks;
-};
-
-Cut cut_of(const SampleItem& item) {
-  const int64_t pieces = item.size <= piece ? 1 : (item.size + piece - 1) / piece;
-  if (pieces > 1) return {pieces, 1, item.samples * pieces};
-  const int64_t together = item.size > 0 ? piece / item.size : piece;
-  return {1, together, (item.samples + together - 1) / together};
-}
+Cut cut_of_item(const SampleItem& item) { return cut_of(item.samples, item.size); }
 
 template <class T>
 double sum_of_squares(const T* x, int64_t n) {
@@ -66,38 +53,29 @@ void multiply(const T* x, int64_t n, Acc<T> factor, T* to) {
   if (i < n) store_part(to + i, load_part(x + i, n - i) * factor, n - i);
 }
 
-// body(item, sample, part, place) for every piece of every item, in tasks; `place`
+// body(item, cut, sample, part, place) for every piece of every item, in tasks; `place`
 // counts the pieces.
 template <class Body>
 void each_piece(const SampleNorms& args, const Body& body) {
   int64_t tasks = 0, numbers = 0;
   for (int64_t i = 0; i < args.item_count; ++i) {
-    tasks += cut_of(args.items[i]).tasks;
+    tasks += cut_of_item(args.items[i]).tasks;
     numbers += args.items[i].samples * args.items[i].size;
   }
   const int team = numbers < parallel_from ? 1 : args.threads;
   parallel(tasks, team, [&](int64_t task, int) {
     int64_t which = 0, first_piece = 0;
-    Cut cut = cut_of(args.items[0]);
+    Cut cut = cut_of_item(args.items[0]);
     while (task >= cut.tasks) {
       task -= cut.tasks;
       first_piece += cut.pieces * args.items[which].samples;
-      cut = cut_of(args.items[++which]);
+      cut = cut_of_item(args.items[++which]);
     }
     const SampleItem& item = args.items[which];
-    if (cut.pieces > 1) {
-      body(item, task / cut.pieces, task % cut.pieces, first_piece + task);
-      return;
-    }
-    const int64_t begin = task * cut.together;
-    for (int64_t s = begin; s < begin + cut.together && s < item.samples; ++s)
-      body(item, s, int64_t(0), first_piece + s);
+    cut.in_task(task, [&](int64_t sample, int64_t part) {
+      body(item, cut, sample, part, first_piece + sample * cut.pieces + part);
+    });
   });
-}
-
-int64_t numbers_in(const SampleItem& item, int64_t part) {
-  const int64_t rest = item.size - part * piece;
-  return rest < piece ? rest : piece;
 }
 
 double largest_of(const double* sums, int64_t count) {
@@ -152,12 +130,13 @@ Status forward(const SampleNorms& args, void* value) {
   using A = Acc<T>;
   int64_t pieces = 0;
   for (int64_t i = 0; i < args.item_count; ++i)
-    pieces += cut_of(args.items[i]).pieces * args.items[i].samples;
+    pieces += cut_of_item(args.items[i]).pieces * args.items[i].samples;
   double* table = static_cast<double*>(allocate_scratch(pieces * int64_t(sizeof(double))));
   if (!table) return Status::out_of_memory;
-  each_piece(args, [&](const SampleItem& item, int64_t sample, int64_t part, int64_t place) {
+  each_piece(args, [&](const SampleItem& item, const Cut& cut, int64_t sample, int64_t part,
+                       int64_t place) {
     const T* x = static_cast<const T*>(item.numbers) + sample * item.stride + part * piece;
-    table[place] = sum_of_squares(x, numbers_in(item, part));
+    table[place] = sum_of_squares(x, cut.in_piece(part));
   });
 
   int64_t count = 0;
@@ -166,7 +145,7 @@ Status forward(const SampleNorms& args, void* value) {
   const double* from = table;
   for (int64_t i = 0; i < args.item_count; ++i) {
     const SampleItem& item = args.items[i];
-    const int64_t parts = cut_of(item).pieces;
+    const int64_t parts = cut_of_item(item).pieces;
     for (int64_t sample = 0; sample < item.samples; ++sample)
       for (int64_t part = 0; part < parts; ++part) args.sums[item.first + sample] += *from++;
   }
@@ -196,13 +175,14 @@ Status backward(const SampleNorms& args, const void* grad_value) {
   else
     for (int64_t g = 0; g < args.group_count; ++g)
       factors_of(args, args.groups[g], double(*upstream) * args.weight, factors);
-  each_piece(args, [&](const SampleItem& item, int64_t sample, int64_t part, int64_t) {
-    if (!item.gradient) return;
-    const T* x = static_cast<const T*>(item.numbers) + sample * item.stride;
-    T* to = static_cast<T*>(item.gradient) + sample * item.size;
-    multiply(x + part * piece, numbers_in(item, part), A(factors[item.first + sample]),
-             to + part * piece);
-  });
+  each_piece(args,
+             [&](const SampleItem& item, const Cut& cut, int64_t sample, int64_t part, int64_t) {
+               if (!item.gradient) return;
+               const T* x = static_cast<const T*>(item.numbers) + sample * item.stride;
+               T* to = static_cast<T*>(item.gradient) + sample * item.size;
+               multiply(x + part * piece, cut.in_piece(part), A(factors[item.first + sample]),
+                        to + part * piece);
+             });
   free(factors);
   return Status::ok;
 }

@@ -21,7 +21,7 @@ from genkern.losses.adversarial import (
 )
 from genkern.losses.lazy import lazy
 from genkern.losses.lecam import LeCam
-from genkern.losses.likelihood import linear_cross_entropy
+from genkern.losses.likelihood import gaussian_kl, linear_cross_entropy
 from genkern.losses.path_length import PathLength
 from genkern.losses.penalties import dragan, max_gp, r1, r2, wgan_gp, zero_centered_gp
 
@@ -33,6 +33,7 @@ __all__ = [
     "PathLength",
     "RelativisticLoss",
     "dragan",
+    "gaussian_kl",
     "get",
     "hinge",
     "lazy",

@@ -1,5 +1,6 @@
 """Losses of models that are trained by likelihood: a language model's cross-entropy, a VAE's KL."""
 
+from genkern.ops.gaussian_kl.op import gaussian_kl as _gaussian_kl
 from genkern.ops.linear_cross_entropy.op import Options
 from genkern.ops.linear_cross_entropy.op import linear_cross_entropy as _linear_cross_entropy
 
@@ -43,3 +44,22 @@ def linear_cross_entropy(
         reduction,
     )
     return _linear_cross_entropy(input, linear_weight, linear_bias, target, options)
+
+
+def gaussian_kl(mean, logvar, other_mean=None, other_logvar=None, *, reduction="batchmean"):
+    """KL of the diagonal Gaussian N(mean, e^logvar) from N(0, 1), or from another's parameters.
+
+    Of one element ½ (μ² + e^l - 1 - l)  (Kingma & Welling 2014, appendix B), and from another
+    Gaussian ½ (e^(l - k) + (μ - m)² e^-k - 1 - (l - k)).
+
+    Args:
+        mean, logvar: one shape `[batch, …]`, one floating dtype; logvar is the logarithm of the
+            variance. Halves of an encoder's output (`chunk`) go in without a copy.
+        other_mean, other_logvar: of a shape that broadcasts to mean's; a learned prior, say.
+        reduction: "batchmean" (the sum over a sample, the mean over the batch: the bound's KL),
+            "sum", "mean" (over all elements) or "none" (an element each).
+
+    Returns a 0-dim tensor, for "none" one of mean's shape, in fp32 (fp64 for fp64). Raises
+    TypeError or ValueError, naming the argument.
+    """
+    return _gaussian_kl(mean, logvar, other_mean, other_logvar, reduction)

@@ -99,3 +99,28 @@ def _packed(shape, strides):
             return False
         expected *= size
     return True
+
+
+def common_rows(tensors):
+    """(rows, size, [row strides]) where these tensors of one shape can be walked together as rows
+    of elements that lie side by side, else None. Contiguous tensors are one row; halves of a
+    channels_last image, say, have a row a pixel."""
+    shape = tensors[0].shape
+    if all(x.is_contiguous() for x in tensors):
+        return 1, shape.numel(), [0] * len(tensors)
+    order = sorted(range(len(shape)), key=tensors[0].stride, reverse=True)
+    merged = []  # (size, strides of all tensors), outermost last
+    for dim in reversed(order):
+        size, strides = shape[dim], [x.stride(dim) for x in tensors]
+        if size == 1:
+            continue
+        if merged and all(
+            s == merged[-1][0] * inner for s, inner in zip(strides, merged[-1][1], strict=True)
+        ):
+            merged[-1] = merged[-1][0] * size, merged[-1][1]
+        else:
+            merged.append((size, strides))
+    if not merged or len(merged) > 2 or any(s != 1 for s in merged[0][1]):
+        return None
+    rows, strides = merged[1] if len(merged) == 2 else (1, [0] * len(tensors))
+    return rows, merged[0][0], strides
