@@ -18,8 +18,9 @@ from torch.nn.utils.spectral_norm import (
 )
 
 from genkern.nn.spectral_norm.classes import class_before, give_own_class
-from genkern.nn.spectral_norm.layer import SpectralNorm, make_ours, normalization, unmake_ours
+from genkern.nn.spectral_norm.layer import SpectralNorm, normalization
 from genkern.nn.spectral_norm.model import attach, detach
+from genkern.nn.spectral_norm.registration import make_ours, unmake_ours
 from genkern.ops._tensors import ARITHMETIC, is_plain
 
 PARAMETRIZED, LEGACY = "parametrized", "legacy"

@@ -1,12 +1,10 @@
-"""Spectral normalization of one layer: the parametrization that its weight carries."""
+"""The parametrization that a normalised weight carries."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import nn
 from torch.nn.utils import parametrize
 
-from genkern.nn.spectral_norm.classes import give_own_class, give_torchs_class
 from genkern.nn.spectral_norm.frames import result_for
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
 from genkern.ops.spectral_norm.reference import ORDERS
@@ -101,39 +99,6 @@ class SpectralNorm(nn.Module):
 def as_matrix(weight):
     """The weight with two dimensions at least."""
     return weight if weight.ndim > 1 else weight.unsqueeze(1)
-
-
-def normalize_layer(module, name, n_power_iterations, eps, dim, order):
-    weight = getattr(module, name, None)
-    if not isinstance(weight, Tensor):
-        raise ValueError(
-            f"spectral_norm: module must have a parameter or buffer named {name!r}, and this "
-            f"{type(module).__name__} has none"
-        )
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
-        raise ValueError(
-            f"spectral_norm: module must have its weights, and this {type(module).__name__} is "
-            f"lazy: run a forward first"
-        )
-    if dim is None:
-        dim = 1 if isinstance(module, _ConvTransposeNd) else 0
-    parametrization = SpectralNorm(weight, n_power_iterations, dim, eps, order)
-    parametrize.register_parametrization(module, name, parametrization)
-    make_ours(module)
-    return module
-
-
-def make_ours(module):
-    """What a module with a `SpectralNorm` needs besides."""
-    give_own_class(module)
-
-
-def unmake_ours(module):
-    """Undoes `make_ours`, once none of the module's weights has a `SpectralNorm`."""
-    if parametrize.is_parametrized(module):
-        if any(normalization(module, name) is not None for name in module.parametrizations):
-            return
-        give_torchs_class(module)
 
 
 def normalization(module, name):

@@ -11,7 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from genkern.nn.spectral_norm import frames
-from genkern.nn.spectral_norm.layer import as_matrix, normalization, normalize_layer
+from genkern.nn.spectral_norm.layer import as_matrix, normalization
+from genkern.nn.spectral_norm.registration import normalize_layer
 from genkern.ops._tensors import is_plain
 from genkern.ops.spectral_norm.blocks import Blocks
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
