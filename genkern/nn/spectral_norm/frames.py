@@ -29,6 +29,10 @@ def leave(owner):
         _frames.set(frame.outer)
 
 
+def are_running():
+    return _frames.get() is not None
+
+
 def result_for(parametrization, weight):
     """Ŵ, where a forward that is running has it; None otherwise. Not for compilers."""
     frame = _frames.get()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from genkern.nn.spectral_norm import checkpoints
 from genkern.nn.spectral_norm.frames import result_for
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
 from genkern.ops.spectral_norm.reference import ORDERS
@@ -54,7 +55,7 @@ class SpectralNorm(nn.Module):
                 F.normalize(weight.new_empty(length).normal_(0, 1), dim=0, eps=self.eps)
                 for length in (rows, cols)
             )
-            self._normalize(weight, u, v, WARM_UP)
+            self._normalize(weight, u, v, WARM_UP, update=True)
         return u, v
 
     @property
@@ -64,16 +65,30 @@ class SpectralNorm(nn.Module):
     def forward(self, weight):
         if not self.has_vectors:
             return F.normalize(weight, dim=0, eps=self.eps)
-        ready = None if torch.compiler.is_compiling() else result_for(self, weight)
-        if ready is not None:
-            return ready
-        normalized = self._normalize(as_matrix(weight), self._u, self._v, self.iterations())
+        if torch.compiler.is_compiling():
+            moving = self.iterations()
+            start = checkpoints.Start(self._u, self._v, moving, moving > 0)
+        else:
+            ready = self.ready(weight)
+            if ready is None:
+                ready = checkpoints.noted_result(self, weight)
+            if ready is not None:
+                return ready
+            start = checkpoints.start(self)
+        normalized = self._normalize(as_matrix(weight), *start)
         return normalized if weight.ndim > 1 else normalized.squeeze(1)
+
+    def ready(self, weight):
+        """Ŵ, where a running forward of a whole model has it; None otherwise. Not for compilers."""
+        normalized = result_for(self, weight)
+        if normalized is not None:
+            checkpoints.note_result(self, weight, normalized)
+        return normalized
 
     def iterations(self):
         return self.n_power_iterations if self.training else 0
 
-    def _normalize(self, weight, u, v, iterations):
+    def _normalize(self, weight, u, v, iterations, update):
         (normalized,) = normalize(
             [weight],
             [u],
@@ -82,7 +97,7 @@ class SpectralNorm(nn.Module):
             n_power_iterations=iterations,
             eps=self.eps,
             order=self.order,
-            update=iterations > 0,
+            update=update,
         ).weights
         return normalized
 

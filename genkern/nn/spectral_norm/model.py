@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from genkern.nn.spectral_norm import frames
+from genkern.nn.spectral_norm.checkpoints import start
 from genkern.nn.spectral_norm.layer import as_matrix, normalization
 from genkern.nn.spectral_norm.registration import normalize_layer
 from genkern.ops._tensors import is_plain
@@ -75,16 +76,16 @@ class WholeModel:
         results = {}
         for group in self._groups().values():
             weights, parametrizations = zip(*group, strict=True)
-            iterations = [p.iterations() for p in parametrizations]
+            us, vs, iterations, updates = zip(*map(start, parametrizations), strict=True)
             normalized = normalize(
                 [as_matrix(weight) for weight in weights],
-                [p._u for p in parametrizations],
-                [p._v for p in parametrizations],
+                us,
+                vs,
                 [p.dim for p in parametrizations],
                 n_power_iterations=iterations,
                 eps=parametrizations[0].eps,
                 order=parametrizations[0].order,
-                update=any(iterations),
+                update=any(updates),
                 allocate=self.blocks.empty_like,
             ).weights
             for p, weight, result in zip(parametrizations, weights, normalized, strict=True):
