@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointFunction
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _graph_task = torch._C._current_graph_task_id
 _NO_TASK = -1
+_CHECKPOINT_CODE = inspect.unwrap(checkpoint).__code__
+_FILE = _CHECKPOINT_CODE.co_filename
 
 
 class Start(NamedTuple):
@@ -31,12 +33,20 @@ class Start(NamedTuple):
     update: bool
 
 
+class Result(NamedTuple):
+    """What the normalization of a weight gave, from which start."""
+
+    weight: Tensor
+    normalized: Tensor
+    start: Start
+
+
 class _Notes:
     """What one region has read. Keys are parametrizations."""
 
     def __init__(self):
         self.starts = {}  # → a list, in the order of reading
-        self.results = {}  # → (W, Ŵ)
+        self.results = {}  # → Result
         self._repetition = None
         self._taken = {}
 
@@ -60,73 +70,104 @@ class _Region(NamedTuple):
 
 def start(parametrization):
     """The `Start` of a normalization that is about to run."""
-    moving = parametrization.iterations() > 0
-    region = _region(moving)
-    if region is not None and region.repetition is not None:
-        noted = region.notes.next_start(parametrization, region.repetition)
-        if noted is not None:
-            return noted
-    moving = moving and _graph_task() == _NO_TASK
-    iterations = parametrization.iterations() if moving else 0
-    if region is not None and parametrization.training:
-        _note_start(region, parametrization, iterations)
-    return Start(parametrization._u, parametrization._v, iterations, moving)
+    regions = _regions(moving=parametrization.iterations() > 0)
+    noted = None
+    for region in regions:
+        if region.repetition is not None and noted is None:
+            noted = region.notes.next_start(parametrization, region.repetition)
+    if noted is None:
+        iterations = parametrization.iterations() if _graph_task() == _NO_TASK else 0
+        noted = Start(parametrization._u, parametrization._v, iterations, iterations > 0)
+    if parametrization.training:
+        _note_start(regions, parametrization, noted)
+    return noted
 
 
-def note_result(parametrization, weight, normalized):
-    """A region reads what was normalised before it began, or in it."""
-    region = _region(parametrization.training)
-    if region is None or region.repetition is not None:
-        return
-    if not region.reentrant:
-        region.notes.results[parametrization] = weight, normalized
-    elif parametrization not in region.notes.starts:
-        _note_start(region, parametrization, 0)
+def note_result(parametrization, result):
+    """What was normalised before a region began, or in it, is read there."""
+    regions = _regions(moving=parametrization.training)
+    if regions:
+        _note_result(regions, parametrization, result)
 
 
 def noted_result(parametrization, weight):
     """Ŵ, where a region is repeated that had it from outside; None otherwise."""
-    region = _region(moving=False)
-    if region is None or region.repetition is None:
-        return None
-    source, normalized = region.notes.results.get(parametrization, (None, None))
-    return normalized if source is weight else None
-
-
-def _note_start(region, parametrization, iterations):
-    copies = parametrization._u.clone(), parametrization._v.clone()
-    noted = Start(*copies, iterations, update=False)
-    region.notes.starts.setdefault(parametrization, []).append(noted)
-
-
-def _region(moving):
-    """The innermost region that runs or is repeated now. `moving`: whether u and v would move, as
-    only then it matters in a forward without gradients."""
-    hooks = _top_hooks(True) if torch.is_grad_enabled() else None
-    if hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint":
-        pack = inspect.unwrap(hooks[0])
-        cells = dict(zip(pack.__code__.co_freevars, pack.__closure__, strict=True))
-        if "frame" in cells:
-            return _Region(_notes_on(cells["frame"].cell_contents), False, None)
-        if "target_frame_ref" in cells:
-            return _Region(_notes_on(cells["target_frame_ref"].cell_contents()), False, pack)
-    task = _graph_task()
-    if task != _NO_TASK:
-        context = _context_of(CheckpointFunction.backward.__code__)
-        return None if context is None else _Region(_notes_on(context), True, task)
-    if moving and not torch.is_grad_enabled():
-        context = _context_of(CheckpointFunction.forward.__code__)
-        return None if context is None else _Region(_notes_on(context), True, None)
+    regions = _regions(moving=False)
+    for region in regions:
+        result = region.notes.results.get(parametrization)
+        if region.repetition is not None and result is not None and result.weight is weight:
+            _note_result(regions, parametrization, result)
+            return result.normalized
     return None
 
 
-def _context_of(code):
-    """The autograd context of a running CheckpointFunction, which nothing but the stack knows."""
+def _note_start(regions, parametrization, start):
+    for region in regions:
+        if region.repetition is None:
+            u, v = start.u.clone(), start.v.clone()
+            noted = Start(u, v, start.iterations, update=False)
+            region.notes.starts.setdefault(parametrization, []).append(noted)
+
+
+def _note_result(regions, parametrization, result):
+    start = result.start
+    if start.update:  # then u and v are now those that σ was computed with
+        start = start._replace(iterations=0)
+    for region in regions:
+        if region.repetition is not None:
+            continue
+        if not region.reentrant:
+            region.notes.results[parametrization] = result
+        elif parametrization.training and parametrization not in region.notes.starts:
+            _note_start([region], parametrization, start)
+
+
+# ---- Which regions run --------------------------------------------------------------------------
+
+
+def _regions(moving):
+    """The regions that run or are repeated now, the innermost first. `moving`: whether u and v
+    would move, as only then regions matter in a forward without gradients."""
+    hooks = _top_hooks(True) if torch.is_grad_enabled() else None
+    innermost = None
+    if hooks is not None and hooks[0].__module__ == checkpoint.__module__:
+        innermost = _region_of_hook(inspect.unwrap(hooks[0]))
+    elif _graph_task() == _NO_TASK and (torch.is_grad_enabled() or not moving):
+        return []
+    regions = [] if innermost is None else [innermost]
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is code:
-            return frame.f_locals["ctx"]
+        if frame.f_code.co_filename == _FILE:
+            region = _region_of_frame(frame.f_code, frame.f_locals)
+            if region is not None and all(region.notes is not r.notes for r in regions):
+                regions.append(region)
         frame = frame.f_back
+    return regions
+
+
+def _region_of_hook(pack):
+    """Of the function that torch packs saved tensors with: in the forward and in the repetition."""
+    cells = dict(zip(pack.__code__.co_freevars, pack.__closure__, strict=True))
+    if "frame" in cells:
+        return _Region(_notes_on(cells["frame"].cell_contents), False, None)
+    if "target_frame_ref" in cells:
+        notes = _notes_on(cells["target_frame_ref"].cell_contents())
+        return _Region(notes, False, cells["gid"].cell_contents)
+    return None
+
+
+def _region_of_frame(code, variables):
+    """Of one of torch.utils.checkpoint's functions that is on the stack."""
+    if code is CheckpointFunction.forward.__code__:
+        return _Region(_notes_on(variables["ctx"]), True, None)
+    if code is CheckpointFunction.backward.__code__:
+        return _Region(_notes_on(variables["ctx"]), True, _graph_task())
+    if code.co_name == "unpack_hook" and "frame" in variables:
+        return _Region(_notes_on(variables["frame"]), False, variables.get("gid"))
+    generator = variables.get("gen") if code is _CHECKPOINT_CODE else None
+    if generator is not None and generator.gi_frame is not None:
+        frame = generator.gi_frame.f_locals.get("new_frame")
+        return None if frame is None else _Region(_notes_on(frame), False, None)
     return None
 
 

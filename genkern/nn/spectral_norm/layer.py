@@ -80,10 +80,11 @@ class SpectralNorm(nn.Module):
 
     def ready(self, weight):
         """Ŵ, where a running forward of a whole model has it; None otherwise. Not for compilers."""
-        normalized = result_for(self, weight)
-        if normalized is not None:
-            checkpoints.note_result(self, weight, normalized)
-        return normalized
+        result = result_for(self, weight)
+        if result is None:
+            return None
+        checkpoints.note_result(self, result)
+        return result.normalized
 
     def iterations(self):
         return self.n_power_iterations if self.training else 0

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from genkern.nn.spectral_norm import frames
-from genkern.nn.spectral_norm.checkpoints import start
+from genkern.nn.spectral_norm.checkpoints import Result, start
 from genkern.nn.spectral_norm.layer import as_matrix, normalization
 from genkern.nn.spectral_norm.registration import normalize_layer
 from genkern.ops._tensors import is_plain
@@ -76,7 +76,8 @@ class WholeModel:
         results = {}
         for group in self._groups().values():
             weights, parametrizations = zip(*group, strict=True)
-            us, vs, iterations, updates = zip(*map(start, parametrizations), strict=True)
+            starts = [start(p) for p in parametrizations]
+            us, vs, iterations, updates = zip(*starts, strict=True)
             normalized = normalize(
                 [as_matrix(weight) for weight in weights],
                 us,
@@ -88,8 +89,10 @@ class WholeModel:
                 update=any(updates),
                 allocate=self.blocks.empty_like,
             ).weights
-            for p, weight, result in zip(parametrizations, weights, normalized, strict=True):
-                results[p] = weight, result if weight.ndim > 1 else result.squeeze(1)
+            for p, weight, new, begun in zip(
+                parametrizations, weights, normalized, starts, strict=True
+            ):
+                results[p] = Result(weight, new if weight.ndim > 1 else new.squeeze(1), begun)
         frames.enter(self, results)
 
     def after(self, root, args, output):
