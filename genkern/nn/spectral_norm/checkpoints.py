@@ -68,19 +68,31 @@ class _Region(NamedTuple):
     repetition: object  # None in the forward, else what tells one repetition from the next
 
 
-def start(parametrization):
-    """The `Start` of a normalization that is about to run."""
-    regions = _regions(moving=parametrization.iterations() > 0)
-    noted = None
+def starts(parametrizations):
+    """The `Start` of each of these, which are about to be normalised together."""
+    iterations = [p.iterations() for p in parametrizations]
+    regions = _regions(moving=any(iterations))
+    if _graph_task() != _NO_TASK:
+        iterations = [0] * len(iterations)
+    stored = [
+        Start(p._buffers["_u"], p._buffers["_v"], n, n > 0)
+        for p, n in zip(parametrizations, iterations, strict=True)
+    ]
+    if not regions:
+        return stored
+    return [_start_in(regions, p, s) for p, s in zip(parametrizations, stored, strict=True)]
+
+
+def _start_in(regions, parametrization, stored):
+    start = None
     for region in regions:
-        if region.repetition is not None and noted is None:
-            noted = region.notes.next_start(parametrization, region.repetition)
-    if noted is None:
-        iterations = parametrization.iterations() if _graph_task() == _NO_TASK else 0
-        noted = Start(parametrization._u, parametrization._v, iterations, iterations > 0)
+        if region.repetition is not None and start is None:
+            start = region.notes.next_start(parametrization, region.repetition)
+    if start is None:
+        start = stored
     if parametrization.training:
-        _note_start(regions, parametrization, noted)
-    return noted
+        _note_start(regions, parametrization, start)
+    return start
 
 
 def note_result(parametrization, result):

@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
 
 from genkern.nn.spectral_norm import checkpoints
 from genkern.nn.spectral_norm.frames import result_for
@@ -74,7 +73,7 @@ class SpectralNorm(nn.Module):
                 ready = checkpoints.noted_result(self, weight)
             if ready is not None:
                 return ready
-            start = checkpoints.start(self)
+            (start,) = checkpoints.starts([self])
         normalized = self._normalize(as_matrix(weight), *start)
         return normalized if weight.ndim > 1 else normalized.squeeze(1)
 
@@ -119,7 +118,8 @@ def as_matrix(weight):
 
 def normalization(module, name):
     """The `SpectralNorm` that is the first parametrization of this weight, or None."""
-    if not parametrize.is_parametrized(module, name):
-        return None
-    first = module.parametrizations[name][0]
+    chains = module._modules.get("parametrizations")
+    # Not by the containers' own indexing, which would take most of a small model's time.
+    chain = None if chains is None else chains._modules.get(name)
+    first = None if chain is None else chain._modules.get("0")
     return first if isinstance(first, SpectralNorm) else None

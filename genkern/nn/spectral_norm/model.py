@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from genkern.nn.spectral_norm import frames
-from genkern.nn.spectral_norm.checkpoints import Result, start
+from genkern.nn.spectral_norm.checkpoints import Result, starts
 from genkern.nn.spectral_norm.layer import as_matrix, normalization
 from genkern.nn.spectral_norm.registration import normalize_layer
 from genkern.ops._tensors import is_plain
@@ -76,8 +76,8 @@ class WholeModel:
         results = {}
         for group in self._groups().values():
             weights, parametrizations = zip(*group, strict=True)
-            starts = [start(p) for p in parametrizations]
-            us, vs, iterations, updates = zip(*starts, strict=True)
+            begun = starts(parametrizations)
+            us, vs, iterations, updates = zip(*begun, strict=True)
             normalized = normalize(
                 [as_matrix(weight) for weight in weights],
                 us,
@@ -89,10 +89,8 @@ class WholeModel:
                 update=any(updates),
                 allocate=self.blocks.empty_like,
             ).weights
-            for p, weight, new, begun in zip(
-                parametrizations, weights, normalized, starts, strict=True
-            ):
-                results[p] = Result(weight, new if weight.ndim > 1 else new.squeeze(1), begun)
+            for p, weight, new, s in zip(parametrizations, weights, normalized, begun, strict=True):
+                results[p] = Result(weight, new if weight.ndim > 1 else new.squeeze(1), s)
         frames.enter(self, results)
 
     def after(self, root, args, output):
@@ -104,17 +102,13 @@ class WholeModel:
         order."""
         groups = {}
         for layer, name in self.weights:
-            parametrization = normalization(layer, name)
-            if (
-                parametrization is None
-                or not parametrization.has_vectors
-                or _is_cached(layer, name)
-            ):
+            p = normalization(layer, name)
+            if p is None or not p.has_vectors or _is_cached(layer, name):
                 continue
-            weight = layer.parametrizations[name]._parameters.get("original")
+            weight = layer._modules["parametrizations"]._modules[name]._parameters.get("original")
             if weight is not None and is_plain(weight):
-                key = weight.dtype, weight.device, parametrization.eps, parametrization.order
-                groups.setdefault(key, []).append((weight, parametrization))
+                key = weight.dtype, weight.device, p.eps, p.order
+                groups.setdefault(key, []).append((weight, p))
         return groups
 
 
