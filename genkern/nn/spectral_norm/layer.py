@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genkern import backend as backends
 from genkern.nn.spectral_norm import checkpoints
 from genkern.nn.spectral_norm.frames import result_for
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
-from genkern.ops.spectral_norm.reference import ORDERS
+from genkern.ops.spectral_norm.reference import ORDERS, spectral_norm
 
 WARM_UP = 15
 
@@ -89,6 +90,8 @@ class SpectralNorm(nn.Module):
         return self.n_power_iterations if self.training else 0
 
     def _normalize(self, weight, u, v, iterations, update):
+        if weight.is_complex():
+            return self._normalize_complex(weight, u, v, iterations, update)
         (normalized,) = normalize(
             [weight],
             [u],
@@ -99,6 +102,14 @@ class SpectralNorm(nn.Module):
             order=self.order,
             update=update,
         ).weights
+        return normalized
+
+    def _normalize_complex(self, weight, u, v, iterations, update):
+        backends.record("spectral_norm", "reference", "complex weights: plain torch operations")
+        settings = [self.dim], [iterations], self.eps, self.order
+        (normalized,), _, (new_u,), (new_v,) = spectral_norm([weight], [u], [v], *settings)
+        if update:
+            u.copy_(new_u), v.copy_(new_v)
         return normalized
 
     def right_inverse(self, value):
