@@ -66,17 +66,23 @@ class SpectralNorm(nn.Module):
         if not self.has_vectors:
             return F.normalize(weight, dim=0, eps=self.eps)
         if torch.compiler.is_compiling():
-            moving = self.iterations()
-            start = checkpoints.Start(self._u, self._v, moving, moving > 0)
-        else:
-            ready = self.ready(weight)
-            if ready is None:
-                ready = checkpoints.noted_result(self, weight)
-            if ready is not None:
-                return ready
-            (start,) = checkpoints.starts([self])
-        normalized = self._normalize(as_matrix(weight), *start)
-        return normalized if weight.ndim > 1 else normalized.squeeze(1)
+            return self._compiled(weight)
+        ready = self.ready(weight)
+        if ready is None:
+            ready = checkpoints.noted_result(self, weight)
+        if ready is not None:
+            return ready
+        (start,) = checkpoints.starts([self])
+        return self._normalize(weight, *start)
+
+    def _compiled(self, weight):
+        moving = self.training
+        normalized = self._normalize(weight, self._u, self._v, self.iterations(), moving)
+        if moving:
+            # Changes nothing, but lets a compiler see that the module does: one that is to repeat
+            # this under activation checkpointing would do so from the new vectors, and refuses.
+            self._u, self._v = self._u, self._v
+        return normalized
 
     def ready(self, weight):
         """Ŵ, where a running forward of a whole model has it; None otherwise. Not for compilers."""
@@ -93,7 +99,7 @@ class SpectralNorm(nn.Module):
         if weight.is_complex():
             return self._normalize_complex(weight, u, v, iterations, update)
         (normalized,) = normalize(
-            [weight],
+            [as_matrix(weight)],
             [u],
             [v],
             [self.dim],
@@ -102,15 +108,16 @@ class SpectralNorm(nn.Module):
             order=self.order,
             update=update,
         ).weights
-        return normalized
+        return normalized if weight.ndim > 1 else normalized.squeeze(1)
 
     def _normalize_complex(self, weight, u, v, iterations, update):
         backends.record("spectral_norm", "reference", "complex weights: plain torch operations")
         settings = [self.dim], [iterations], self.eps, self.order
-        (normalized,), _, (new_u,), (new_v,) = spectral_norm([weight], [u], [v], *settings)
+        matrices = [as_matrix(weight)]
+        (normalized,), _, (new_u,), (new_v,) = spectral_norm(matrices, [u], [v], *settings)
         if update:
             u.copy_(new_u), v.copy_(new_v)
-        return normalized
+        return normalized.view_as(weight)
 
     def right_inverse(self, value):
         return value
