@@ -72,12 +72,12 @@ MAKERS = {
 }
 
 
-def trained(form):
+def trained(form, steps=3):
     """After some forwards in training mode, then in eval mode; with its inputs."""
     torch.manual_seed(sorted(MAKERS).index(form))
     model = MAKERS[form]().double()
     inputs = torch.randn(4, 3, 5, 5, dtype=torch.double), torch.randint(0, 7, (4,))
-    for _ in range(60 if form != "biggan" else 3):
+    for _ in range(steps):
         model(*inputs)
     return model.eval(), inputs
 
@@ -97,7 +97,7 @@ def test_every_form_loads_into_ours(source):
 @pytest.mark.parametrize(("source", "target"), [*permutations(MAKERS, 2)])
 def test_every_form_is_converted_into_every_other(source, target):
     """To BigGAN's form where the power method has converged: it takes one step more."""
-    model, inputs = trained(source)
+    model, inputs = trained(source, steps=60 if target == "biggan" else 3)
     state = model.state_dict()
     form = "parametrized" if target == "genkern" else target
     converted = convert_spectral_norm(state, form)
@@ -147,6 +147,9 @@ def test_one_dimension(order, theirs):
     ours.load_state_dict(source.state_dict(), strict=True)
     x = torch.randn(3, 5)
     torch.testing.assert_close(ours(x), source.eval()(x))
+    other = parametrizations.spectral_norm(nn.LayerNorm(5)).eval()
+    other.load_state_dict(convert_spectral_norm(source.state_dict(), "parametrized"))
+    torch.testing.assert_close(other(x), source(x))
 
 
 def test_a_transposed_convolution_of_the_legacy_form():

@@ -139,6 +139,23 @@ def test_an_average_of_the_model():
         assert torch.equal(v, own)
 
 
+def test_a_layer_called_with_another_weight_inside_the_forward():
+    """As maml and FSDP do: what the whole model's call has is not that weight's."""
+
+    class Called(Net):
+        def forward(self, x):
+            other = {"parametrizations.weight.original": torch.ones_like(self.last.weight)}
+            last = self.last.eval()
+            return torch.func.functional_call(last, other, torch.tanh(self.conv(x)).mean((2, 3)))
+
+    model = genkern.spectral_norm(Called().double(), recurse=True)
+    p, x = model.last.parametrizations.weight[0], images()
+    got = model(x)
+    sigma = p._u @ torch.ones(1, 6, dtype=torch.double) @ p._v
+    features = torch.tanh(model.conv.eval()(x)).mean((2, 3))
+    torch.testing.assert_close(got, (features.sum(1) / sigma + model.last.bias)[:, None])
+
+
 # ---- Autocast -----------------------------------------------------------------------------------
 
 

@@ -97,18 +97,23 @@ def _start_in(regions, parametrization, stored):
 
 def note_result(parametrization, result):
     """What was normalised before a region began, or in it, is read there."""
-    regions = _regions(moving=parametrization.training)
-    if regions:
-        _note_result(regions, parametrization, result)
+    start = result.start
+    if start.update:  # then u and v are now those that σ was computed with
+        start = start._replace(iterations=0)
+    for region in _regions(moving=parametrization.training):
+        if region.repetition is not None:
+            continue
+        if not region.reentrant:
+            region.notes.results[parametrization] = result
+        elif parametrization.training and parametrization not in region.notes.starts:
+            _note_start([region], parametrization, start)
 
 
 def noted_result(parametrization, weight):
     """Ŵ, where a region is repeated that had it from outside; None otherwise."""
-    regions = _regions(moving=False)
-    for region in regions:
+    for region in _regions(moving=False):
         result = region.notes.results.get(parametrization)
         if region.repetition is not None and result is not None and result.weight is weight:
-            _note_result(regions, parametrization, result)
             return result.normalized
     return None
 
@@ -119,19 +124,6 @@ def _note_start(regions, parametrization, start):
             u, v = start.u.clone(), start.v.clone()
             noted = Start(u, v, start.iterations, update=False)
             region.notes.starts.setdefault(parametrization, []).append(noted)
-
-
-def _note_result(regions, parametrization, result):
-    start = result.start
-    if start.update:  # then u and v are now those that σ was computed with
-        start = start._replace(iterations=0)
-    for region in regions:
-        if region.repetition is not None:
-            continue
-        if not region.reentrant:
-            region.notes.results[parametrization] = result
-        elif parametrization.training and parametrization not in region.notes.starts:
-            _note_start([region], parametrization, start)
 
 
 # ---- Which regions run --------------------------------------------------------------------------
