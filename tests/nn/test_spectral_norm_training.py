@@ -241,6 +241,22 @@ def test_r1_through_a_compiled_model_is_refused_by_torch():
         r1_loss(compiled, images().requires_grad_()).backward()
 
 
+@pytest.mark.parametrize("how", ["in place", "wrapped"])
+def test_a_compiled_part_of_a_model(how):
+    """Its weights are normalised by the compiled code, the others together: one step each."""
+    ours, theirs = twins()
+    if how == "in place":
+        ours.conv.compile(backend="eager")
+    else:
+        ours.conv = torch.compile(ours.conv, backend="eager")
+    for _ in range(2):
+        x = images()
+        torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(vectors(ours), vectors(theirs))
+    copied = copy.deepcopy(ours)
+    torch.testing.assert_close(copied(x), theirs(x))
+
+
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 compiles no checkpoint here")
 def test_a_compiled_checkpoint_is_refused_by_torch():
     """It would repeat the power step from vectors that the forward has already replaced."""

@@ -67,12 +67,17 @@ class WholeModel:
     def __init__(self, weights):
         self.weights = weights
         self.blocks = Blocks()
+        self._compiled = (
+            None  # the layers in compiled parts of the model, from the first forward on
+        )
 
     def before(self, root, args):
         # The replicas of DataParallel are not the modules known here; under a compiler each layer
         # calls the library op.
         if torch.compiler.is_compiling() or getattr(root, "_is_replica", False):
             return
+        if self._compiled is None:
+            self._compiled = _layers_in_compiled_parts(root)
         results = {}
         for group in self._groups().values():
             weights, parametrizations = zip(*group, strict=True)
@@ -105,11 +110,23 @@ class WholeModel:
             p = normalization(layer, name)
             if p is None or not p.has_vectors or _is_cached(layer, name):
                 continue
+            if layer in self._compiled:  # it calls the library op itself
+                continue
             weight = layer._modules["parametrizations"]._modules[name]._parameters.get("original")
             if weight is not None and is_plain(weight):
                 key = weight.dtype, weight.device, p.eps, p.order
                 groups.setdefault(key, []).append((weight, p))
         return groups
+
+
+def _layers_in_compiled_parts(root):
+    """Of `root.part = torch.compile(root.part)` and `root.part.compile()`."""
+    parts = [
+        part
+        for part in root.modules()
+        if part is not root and (part._compiled_call_impl or hasattr(part, "_orig_mod"))
+    ]
+    return {layer for part in parts for layer in part.modules()}
 
 
 def _is_cached(layer, name):
