@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genkern import losses
-from genkern.train.ema import averaged
+from genkern.nn.averaging import averaged
 
 
 class GANStep(NamedTuple):

@@ -120,6 +120,9 @@ def test_release(twins, how):
     assert list(ours.state_dict()) == list(theirs.state_dict())
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
     assert not any(isinstance(m, SpectralNorm) for m in ours.modules())
+    layer = ours.embed
+    sigma = layer.weight_u @ layer.weight_orig @ layer.weight_v
+    torch.testing.assert_close(layer.weight, (layer.weight_orig / sigma).detach())
     assert not ours._forward_pre_hooks and not ours._forward_hooks
     with genkern.explain() as log:
         got = train(ours, inputs, optimizers[0])

@@ -6,8 +6,9 @@ recurse, hooks on the root normalise all of them together (model.py).
 
 from torch import nn
 
-from genkern.nn.spectral_norm.layer import WARM_UP, SpectralNorm, normalize_layer
+from genkern.nn.spectral_norm.layer import WARM_UP, SpectralNorm
 from genkern.nn.spectral_norm.model import RECURSED, WholeModel, normalize_model
+from genkern.nn.spectral_norm.registration import normalize_layer
 
 __all__ = ["RECURSED", "WARM_UP", "SpectralNorm", "WholeModel", "spectral_norm"]
 

@@ -17,9 +17,10 @@ from torch.nn.utils.spectral_norm import (
     SpectralNormStateDictHook,
 )
 
-from genkern.nn.spectral_norm.classes import class_before, give_own_class
-from genkern.nn.spectral_norm.layer import SpectralNorm, make_ours, normalization, unmake_ours
+from genkern.nn.spectral_norm.classes import class_before
+from genkern.nn.spectral_norm.layer import SpectralNorm, normalization
 from genkern.nn.spectral_norm.model import attach, detach
+from genkern.nn.spectral_norm.registration import make_ours, unmake_ours
 from genkern.ops._tensors import ARITHMETIC, is_plain
 
 PARAMETRIZED, LEGACY = "parametrized", "legacy"
@@ -211,7 +212,6 @@ def _remove_hooks(module, name):
 
 def _give_back_legacy(module, name):
     ours = module.parametrizations[name][0]
-    give_own_class(module)  # torch takes the property out of the class, which copies may share
     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
     weight = getattr(module, name)
     delattr(module, name)

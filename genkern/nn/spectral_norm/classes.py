@@ -9,7 +9,8 @@ looks first for what the running forward of a whole model has normalised.
 import torch
 from torch.nn.utils import parametrize
 
-from genkern.nn.spectral_norm.frames import result_for
+from genkern.nn.spectral_norm import frames
+from genkern.nn.spectral_norm.layer import SpectralNorm
 
 
 def give_own_class(module):
@@ -54,9 +55,10 @@ def _quick_property(name, torchs):
         # Compilers see no frames, and torch's own way knows its cache.
         if not (torch.compiler.is_compiling() or parametrize._cache_enabled):
             chain = module._modules["parametrizations"]._modules[name]
-            weight = chain._parameters.get("original")
-            if weight is not None and len(chain._modules) == 1:
-                ready = result_for(chain._modules["0"], weight)
+            first, weight = chain._modules["0"], chain._parameters.get("original")
+            alone = len(chain._modules) == 1 and weight is not None
+            if alone and isinstance(first, SpectralNorm) and frames.are_running():
+                ready = first.ready(weight)
                 if ready is not None:
                     return ready
         return torchs.fget(module)

@@ -7,7 +7,7 @@ import torch
 
 
 class _Frame(NamedTuple):
-    """What one running forward of one model has normalised: parametrization → (W, Ŵ)."""
+    """What one running forward of one model has normalised: parametrization → `Result`."""
 
     owner: object
     results: dict
@@ -29,15 +29,18 @@ def leave(owner):
         _frames.set(frame.outer)
 
 
+def are_running():
+    return _frames.get() is not None
+
+
 def result_for(parametrization, weight):
-    """Ŵ, where a forward that is running has it; None otherwise. Not for compilers."""
+    """Its `Result`, where a forward that is running has it; None otherwise. Not for compilers."""
     frame = _frames.get()
     while frame is not None:
-        pair = frame.results.get(parametrization)
-        if pair is not None and pair[0] is weight:
-            result = pair[1]
+        result = frame.results.get(parametrization)
+        if result is not None and result.weight is weight:
             # A forward under no_grad may hold a block that wants gradients again.
-            lost = weight.requires_grad and torch.is_grad_enabled() and not result.requires_grad
-            return None if lost else result
+            wanted = weight.requires_grad and torch.is_grad_enabled()
+            return None if wanted and not result.normalized.requires_grad else result
         frame = frame.outer
     return None

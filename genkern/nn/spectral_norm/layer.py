@@ -1,15 +1,14 @@
-"""Spectral normalization of one layer: the parametrization that its weight carries."""
+"""The parametrization that a normalised weight carries."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
-from torch.nn.utils import parametrize
+from torch import nn
 
-from genkern.nn.spectral_norm.classes import give_own_class, give_torchs_class
+from genkern import backend as backends
+from genkern.nn.spectral_norm import checkpoints
 from genkern.nn.spectral_norm.frames import result_for
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
-from genkern.ops.spectral_norm.reference import ORDERS
+from genkern.ops.spectral_norm.reference import ORDERS, spectral_norm
 
 WARM_UP = 15
 
@@ -56,7 +55,7 @@ class SpectralNorm(nn.Module):
                 F.normalize(weight.new_empty(length).normal_(0, 1), dim=0, eps=self.eps)
                 for length in (rows, cols)
             )
-            self._normalize(weight, u, v, WARM_UP)
+            self._normalize(weight, u, v, WARM_UP, update=True)
         return u, v
 
     @property
@@ -66,27 +65,59 @@ class SpectralNorm(nn.Module):
     def forward(self, weight):
         if not self.has_vectors:
             return F.normalize(weight, dim=0, eps=self.eps)
-        ready = None if torch.compiler.is_compiling() else result_for(self, weight)
+        if torch.compiler.is_compiling():
+            return self._compiled(weight)
+        ready = self.ready(weight)
+        if ready is None:
+            ready = checkpoints.noted_result(self, weight)
         if ready is not None:
             return ready
-        normalized = self._normalize(as_matrix(weight), self._u, self._v, self.iterations())
-        return normalized if weight.ndim > 1 else normalized.squeeze(1)
+        (start,) = checkpoints.starts([self])
+        return self._normalize(weight, *start)
+
+    def _compiled(self, weight):
+        moving = self.training
+        normalized = self._normalize(weight, self._u, self._v, self.iterations(), moving)
+        if moving:
+            # Changes nothing, but lets a compiler see that the module does: one that is to repeat
+            # this under activation checkpointing would do so from the new vectors, and refuses.
+            self._u, self._v = self._u, self._v
+        return normalized
+
+    def ready(self, weight):
+        """Ŵ, where a running forward of a whole model has it; None otherwise. Not for compilers."""
+        result = result_for(self, weight)
+        if result is None:
+            return None
+        checkpoints.note_result(self, result)
+        return result.normalized
 
     def iterations(self):
         return self.n_power_iterations if self.training else 0
 
-    def _normalize(self, weight, u, v, iterations):
+    def _normalize(self, weight, u, v, iterations, update):
+        if weight.is_complex():
+            return self._normalize_complex(weight, u, v, iterations, update)
         (normalized,) = normalize(
-            [weight],
+            [as_matrix(weight)],
             [u],
             [v],
             [self.dim],
             n_power_iterations=iterations,
             eps=self.eps,
             order=self.order,
-            update=iterations > 0,
+            update=update,
         ).weights
-        return normalized
+        return normalized if weight.ndim > 1 else normalized.squeeze(1)
+
+    def _normalize_complex(self, weight, u, v, iterations, update):
+        backends.record("spectral_norm", "reference", "complex weights: plain torch operations")
+        settings = [self.dim], [iterations], self.eps, self.order
+        matrices = [as_matrix(weight)]
+        (normalized,), _, (new_u,), (new_v,) = spectral_norm(matrices, [u], [v], *settings)
+        if update:
+            u.copy_(new_u), v.copy_(new_v)
+        return normalized.view_as(weight)
 
     def right_inverse(self, value):
         return value
@@ -103,42 +134,10 @@ def as_matrix(weight):
     return weight if weight.ndim > 1 else weight.unsqueeze(1)
 
 
-def normalize_layer(module, name, n_power_iterations, eps, dim, order):
-    weight = getattr(module, name, None)
-    if not isinstance(weight, Tensor):
-        raise ValueError(
-            f"spectral_norm: module must have a parameter or buffer named {name!r}, and this "
-            f"{type(module).__name__} has none"
-        )
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
-        raise ValueError(
-            f"spectral_norm: module must have its weights, and this {type(module).__name__} is "
-            f"lazy: run a forward first"
-        )
-    if dim is None:
-        dim = 1 if isinstance(module, _ConvTransposeNd) else 0
-    parametrization = SpectralNorm(weight, n_power_iterations, dim, eps, order)
-    parametrize.register_parametrization(module, name, parametrization)
-    make_ours(module)
-    return module
-
-
-def make_ours(module):
-    """What a module with a `SpectralNorm` needs besides."""
-    give_own_class(module)
-
-
-def unmake_ours(module):
-    """Undoes `make_ours`, once none of the module's weights has a `SpectralNorm`."""
-    if parametrize.is_parametrized(module):
-        if any(normalization(module, name) is not None for name in module.parametrizations):
-            return
-        give_torchs_class(module)
-
-
 def normalization(module, name):
     """The `SpectralNorm` that is the first parametrization of this weight, or None."""
-    if not parametrize.is_parametrized(module, name):
-        return None
-    first = module.parametrizations[name][0]
+    chains = module._modules.get("parametrizations")
+    # Not by the containers' own indexing, which would take most of a small model's time.
+    chain = None if chains is None else chains._modules.get(name)
+    first = None if chain is None else chain._modules.get("0")
     return first if isinstance(first, SpectralNorm) else None

@@ -11,7 +11,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from genkern.nn.spectral_norm import frames
-from genkern.nn.spectral_norm.layer import as_matrix, normalization, normalize_layer
+from genkern.nn.spectral_norm.checkpoints import Result, starts
+from genkern.nn.spectral_norm.layer import as_matrix, normalization
+from genkern.nn.spectral_norm.registration import normalize_layer
 from genkern.ops._tensors import is_plain
 from genkern.ops.spectral_norm.blocks import Blocks
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
@@ -65,29 +67,35 @@ class WholeModel:
     def __init__(self, weights):
         self.weights = weights
         self.blocks = Blocks()
+        self._compiled = (
+            None  # the layers in compiled parts of the model, from the first forward on
+        )
 
     def before(self, root, args):
         # The replicas of DataParallel are not the modules known here; under a compiler each layer
         # calls the library op.
         if torch.compiler.is_compiling() or getattr(root, "_is_replica", False):
             return
+        if self._compiled is None:
+            self._compiled = _layers_in_compiled_parts(root)
         results = {}
         for group in self._groups().values():
             weights, parametrizations = zip(*group, strict=True)
-            iterations = [p.iterations() for p in parametrizations]
+            begun = starts(parametrizations)
+            us, vs, iterations, updates = zip(*begun, strict=True)
             normalized = normalize(
                 [as_matrix(weight) for weight in weights],
-                [p._u for p in parametrizations],
-                [p._v for p in parametrizations],
+                us,
+                vs,
                 [p.dim for p in parametrizations],
                 n_power_iterations=iterations,
                 eps=parametrizations[0].eps,
                 order=parametrizations[0].order,
-                update=any(iterations),
+                update=any(updates),
                 allocate=self.blocks.empty_like,
             ).weights
-            for p, weight, result in zip(parametrizations, weights, normalized, strict=True):
-                results[p] = weight, result if weight.ndim > 1 else result.squeeze(1)
+            for p, weight, new, s in zip(parametrizations, weights, normalized, begun, strict=True):
+                results[p] = Result(weight, new if weight.ndim > 1 else new.squeeze(1), s)
         frames.enter(self, results)
 
     def after(self, root, args, output):
@@ -99,18 +107,26 @@ class WholeModel:
         order."""
         groups = {}
         for layer, name in self.weights:
-            parametrization = normalization(layer, name)
-            if (
-                parametrization is None
-                or not parametrization.has_vectors
-                or _is_cached(layer, name)
-            ):
+            p = normalization(layer, name)
+            if p is None or not p.has_vectors or _is_cached(layer, name):
                 continue
-            weight = layer.parametrizations[name]._parameters.get("original")
+            if layer in self._compiled:  # it calls the library op itself
+                continue
+            weight = layer._modules["parametrizations"]._modules[name]._parameters.get("original")
             if weight is not None and is_plain(weight):
-                key = weight.dtype, weight.device, parametrization.eps, parametrization.order
-                groups.setdefault(key, []).append((weight, parametrization))
+                key = weight.dtype, weight.device, p.eps, p.order
+                groups.setdefault(key, []).append((weight, p))
         return groups
+
+
+def _layers_in_compiled_parts(root):
+    """Of `root.part = torch.compile(root.part)` and `root.part.compile()`."""
+    parts = [
+        part
+        for part in root.modules()
+        if part is not root and (part._compiled_call_impl or hasattr(part, "_orig_mod"))
+    ]
+    return {layer for part in parts for layer in part.modules()}
 
 
 def _is_cached(layer, name):

@@ -110,6 +110,8 @@ class _SpectralNorm(torch.autograd.Function):
         backend, reason = ctx.backend, "where the forward ran"
         if torch.is_grad_enabled():
             backend, reason = "reference", "create_graph: plain torch operations"
+        elif any(map(_is_batched, grads)):
+            backend, reason = "reference", "batched gradients: plain torch operations"
         backends.record(OP + ".backward", backend, reason)
         gradients = _backward(
             backend,
@@ -221,6 +223,11 @@ def _backward(backend, cotangents, saved, dims, wanted, allocate=None):
     return [
         None if g is None else _restore(g, w) for g, w in zip(gradients, normalized, strict=True)
     ]
+
+
+def _is_batched(grad):
+    """Whether torch.autograd.grad(is_grads_batched=True), of jacobians and gradcheck, gave this."""
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _dense(name, x):
