@@ -10,16 +10,11 @@
 
 #include "../common/vec.h"
 #include "slabs.h"
+#include "vectors.h"
 
 namespace genkern {
 namespace GK_LEVEL {
 namespace spectral {
-
-// Vectors of length n are allocated at padded<A>(n), so that whole vectors may be read and written.
-template <class A>
-constexpr int64_t padded(int64_t n) {
-  return (n + lanes<A>() - 1) / lanes<A>() * lanes<A>();
-}
 
 // `slabs` row-major slabs at once, each a row of n elements. in: padded with zeros; sums: padded.
 template <class T, int slabs, bool gather, bool scatter>

@@ -14,7 +14,7 @@ import weakref
 
 import torch
 
-LEAST_BYTES = 1 << 20  # smaller tensors' memory mostly stays in the process anyway
+LEAST_BYTES = 1 << 16  # smaller tensors' memory mostly stays in the process anyway
 
 
 class Blocks:
