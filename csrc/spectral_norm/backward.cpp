@@ -45,18 +45,22 @@ double inner_product(const T* a, const T* b, int64_t n) {
   return total;
 }
 
-// out = g/σ + factor · v, one row of the matrix; g null means zero.
+// out = g/σ + factor · v, one row of the matrix; g null means zero. A last vector that the row
+// fills in part is written whole where `room` elements allow it: the next row comes after.
 template <class T>
-void write_row(const T* g, const Acc<T>* v, int64_t n, const Divisor<Acc<T>>& divide, Acc<T> factor,
-               T* out) {
+void write_row(const T* g, const Acc<T>* v, int64_t n, int64_t room, const Divisor<Acc<T>>& divide,
+               Acc<T> factor, T* out) {
   using A = Acc<T>;
   constexpr int step = lanes<A>();
   int64_t j = 0;
   for (; j + step <= n; j += step)
     store(out + j, (g ? divide(load(g + j)) : Vec<A>{}) + factor * load(v + j));
   if (j < n) {
-    const Vec<A> scaled = g ? divide(load_part(g + j, n - j)) : Vec<A>{};
-    store_part(out + j, scaled + factor * load_part(v + j, n - j), n - j);
+    const Vec<A> along = factor * load_part(v + j, n - j);
+    if (j + step <= room)
+      store(out + j, (g ? divide(load(g + j)) : Vec<A>{}) + along);
+    else
+      store_part(out + j, (g ? divide(load_part(g + j, n - j)) : Vec<A>{}) + along, n - j);
   }
 }
 
@@ -93,8 +97,9 @@ struct Layer {
         const int64_t at = slab * slabs.size() + row * slabs.inner;
         const A* vector = slabs.nested ? local + slab * slabs.inner : summed;
         const A number = slabs.nested ? summed[row] : local[slab];
-        write_row(grad() ? grad() + at : nullptr, vector, slabs.inner, divide, factor * number,
-                  out + at);
+        const int64_t room = slabs.end(task) * slabs.size() - at;
+        write_row(grad() ? grad() + at : nullptr, vector, slabs.inner, room, divide,
+                  factor * number, out + at);
       }
     }
   }
