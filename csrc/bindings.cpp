@@ -268,26 +268,26 @@ void bind_attention(py::module_& m) {
 
 // Each weight is a tuple of numbers, in the order of the contract's struct; addresses among them.
 void bind_spectral_norm(py::module_& m) {
-  m.def("spectral_norm_forward", [](const std::vector<std::array<int64_t, 14>>& items, int dtype,
+  m.def("spectral_norm_forward", [](const std::vector<std::array<int64_t, 15>>& items, int dtype,
                                     int order, double eps, int threads) {
     std::vector<SpectralForward> list;
     list.reserve(items.size());
     for (const auto& x : items)
-      list.push_back({pointer(x[0]), x[1], x[2], x[3], x[4], x[5] != 0, pointer(x[6]),
-                      pointer(x[7]), pointer(x[8]), pointer(x[9]), pointer(x[10]), pointer(x[11]),
-                      pointer(x[12]), pointer(x[13])});
+      list.push_back({pointer(x[0]), x[1], x[2], x[3], x[4], x[5], x[6] != 0, pointer(x[7]),
+                      pointer(x[8]), pointer(x[9]), pointer(x[10]), pointer(x[11]), pointer(x[12]),
+                      pointer(x[13]), pointer(x[14])});
     const SpectralOptions options{DType(dtype), UpdateOrder(order), eps, threads};
     py::gil_scoped_release release;
     check(GK_PICK(spectral_norm_forward)(list.data(), int64_t(list.size()), options),
           "spectral_norm_forward");
   });
   m.def("spectral_norm_backward",
-        [](const std::vector<std::array<int64_t, 10>>& items, int dtype, int threads) {
+        [](const std::vector<std::array<int64_t, 11>>& items, int dtype, int threads) {
           std::vector<SpectralBackward> list;
           list.reserve(items.size());
           for (const auto& x : items)
-            list.push_back({pointer(x[0]), pointer(x[1]), x[2], x[3], x[4], pointer(x[5]),
-                            pointer(x[6]), pointer(x[7]), pointer(x[8]), pointer(x[9])});
+            list.push_back({pointer(x[0]), pointer(x[1]), x[2], x[3], x[4], x[5], pointer(x[6]),
+                            pointer(x[7]), pointer(x[8]), pointer(x[9]), pointer(x[10])});
           const SpectralOptions options{DType(dtype), UpdateOrder::u_first, 0, threads};
           py::gil_scoped_release release;
           check(GK_PICK(spectral_norm_backward)(list.data(), int64_t(list.size()), options),
