@@ -16,7 +16,10 @@
 #include "build_info.h"
 #include "common/levels.h"
 #include "differences/differences.h"
+#include "gaussian_kl/gaussian_kl.h"
+#include "linear_cross_entropy/linear_cross_entropy.h"
 #include "losses/adversarial.h"
+#include "sample_norms/sample_norms.h"
 #include "spectral_norm/spectral_norm.h"
 
 namespace py = pybind11;
@@ -265,30 +268,130 @@ void bind_attention(py::module_& m) {
 
 // Each weight is a tuple of numbers, in the order of the contract's struct; addresses among them.
 void bind_spectral_norm(py::module_& m) {
-  m.def("spectral_norm_forward", [](const std::vector<std::array<int64_t, 14>>& items, int dtype,
+  m.def("spectral_norm_forward", [](const std::vector<std::array<int64_t, 15>>& items, int dtype,
                                     int order, double eps, int threads) {
     std::vector<SpectralForward> list;
     list.reserve(items.size());
     for (const auto& x : items)
-      list.push_back({pointer(x[0]), x[1], x[2], x[3], x[4], x[5] != 0, pointer(x[6]),
-                      pointer(x[7]), pointer(x[8]), pointer(x[9]), pointer(x[10]), pointer(x[11]),
-                      pointer(x[12]), pointer(x[13])});
+      list.push_back({pointer(x[0]), x[1], x[2], x[3], x[4], x[5], x[6] != 0, pointer(x[7]),
+                      pointer(x[8]), pointer(x[9]), pointer(x[10]), pointer(x[11]), pointer(x[12]),
+                      pointer(x[13]), pointer(x[14])});
     const SpectralOptions options{DType(dtype), UpdateOrder(order), eps, threads};
     py::gil_scoped_release release;
     check(GK_PICK(spectral_norm_forward)(list.data(), int64_t(list.size()), options),
           "spectral_norm_forward");
   });
   m.def("spectral_norm_backward",
-        [](const std::vector<std::array<int64_t, 10>>& items, int dtype, int threads) {
+        [](const std::vector<std::array<int64_t, 11>>& items, int dtype, int threads) {
           std::vector<SpectralBackward> list;
           list.reserve(items.size());
           for (const auto& x : items)
-            list.push_back({pointer(x[0]), pointer(x[1]), x[2], x[3], x[4], pointer(x[5]),
-                            pointer(x[6]), pointer(x[7]), pointer(x[8]), pointer(x[9])});
+            list.push_back({pointer(x[0]), pointer(x[1]), x[2], x[3], x[4], x[5], pointer(x[6]),
+                            pointer(x[7]), pointer(x[8]), pointer(x[9]), pointer(x[10])});
           const SpectralOptions options{DType(dtype), UpdateOrder::u_first, 0, threads};
           py::gil_scoped_release release;
           check(GK_PICK(spectral_norm_backward)(list.data(), int64_t(list.size()), options),
                 "spectral_norm_backward");
+        });
+}
+
+// ---- Norms of samples ---------------------------------------------------------------------------
+
+// Items and groups are tuples of numbers, in the order of the contract's structs.
+using SampleItems = std::vector<std::array<int64_t, 6>>;
+using SampleGroups = std::vector<std::array<int64_t, 2>>;
+
+void bind_sample_norms(py::module_& m) {
+  const auto launch = [](const auto& launcher, const char* name, const SampleItems& items,
+                         const SampleGroups& groups, int function, double center, double weight,
+                         int dtype, Address sums, Address value, int threads) {
+    std::vector<SampleItem> item_list;
+    for (const auto& x : items)
+      item_list.push_back({pointer(x[0]), x[1], x[2], x[3], x[4], pointer(x[5])});
+    std::vector<SampleGroup> group_list;
+    for (const auto& x : groups) group_list.push_back({x[0], x[1]});
+    const SampleNorms args{item_list.data(),
+                           int64_t(item_list.size()),
+                           group_list.data(),
+                           int64_t(group_list.size()),
+                           SampleFunction(function),
+                           center,
+                           weight,
+                           DType(dtype),
+                           static_cast<double*>(pointer(sums)),
+                           threads};
+    py::gil_scoped_release release;
+    check(launcher(args, pointer(value)), name);
+  };
+  m.def("sample_norms_forward", [launch](const SampleItems& items, const SampleGroups& groups,
+                                         int function, double center, double weight, int dtype,
+                                         Address sums, Address value, int threads) {
+    launch(
+        [](const SampleNorms& args, void* to) { return GK_PICK(sample_norms_forward)(args, to); },
+        "sample_norms_forward", items, groups, function, center, weight, dtype, sums, value,
+        threads);
+  });
+  m.def("sample_norms_backward",
+        [launch](const SampleItems& items, const SampleGroups& groups, int function, double center,
+                 double weight, int dtype, Address sums, Address grad_value, int threads) {
+          launch([](const SampleNorms& args,
+                    void* grad) { return GK_PICK(sample_norms_backward)(args, grad); },
+                 "sample_norms_backward", items, groups, function, center, weight, dtype, sums,
+                 grad_value, threads);
+        });
+}
+
+// ---- Cross-entropy of a linear layer ------------------------------------------------------------
+
+void bind_linear_cross_entropy(py::module_& m) {
+  m.def("token_losses", [](Address logits, int64_t tokens, int64_t vocabulary, Address targets,
+                           int64_t ignored, double label_smoothing, double softcap, double z_loss,
+                           int dtype, Address losses, bool gradient, Address scales, double scale,
+                           int threads) {
+    const TokenLosses args{
+        pointer(logits), tokens,          vocabulary, static_cast<const int64_t*>(pointer(targets)),
+        ignored,         label_smoothing, softcap,    z_loss,
+        DType(dtype),    pointer(losses), gradient,   pointer(scales),
+        scale,           threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(token_losses)(args), "token_losses");
+  });
+}
+
+// ---- KL of Gaussians ----------------------------------------------------------------------------
+
+// Tensors are (address, row stride), in the order mean, logvar, other mean, other logvar.
+using RowsArgument = std::tuple<Address, int64_t>;
+using GaussiansArgument = std::array<RowsArgument, 4>;
+
+Rows rows_of(const RowsArgument& x) { return {pointer(std::get<0>(x)), std::get<1>(x)}; }
+
+void bind_gaussian_kl(py::module_& m) {
+  const auto problem = [](int64_t rows, int64_t size, const GaussiansArgument& x, int dtype,
+                          int threads) {
+    return GaussianKl{rows,          size,          rows_of(x[0]), rows_of(x[1]),
+                      rows_of(x[2]), rows_of(x[3]), DType(dtype),  threads};
+  };
+  m.def("gaussian_kl_forward",
+        [problem](int64_t rows, int64_t size, const GaussiansArgument& inputs, int dtype,
+                  int threads, const RowsArgument& terms, Address sum, double factor) {
+          const GaussianKl args = problem(rows, size, inputs, dtype, threads);
+          const Rows term_rows = rows_of(terms);
+          py::gil_scoped_release release;
+          check(GK_PICK(gaussian_kl_forward)(args, term_rows, pointer(sum), factor),
+                "gaussian_kl_forward");
+        });
+  m.def("gaussian_kl_backward",
+        [problem](int64_t rows, int64_t size, const GaussiansArgument& inputs, int dtype,
+                  int threads, const GaussiansArgument& gradients, Address upstream,
+                  const RowsArgument& each_upstream, double factor) {
+          const GaussianKl args = problem(rows, size, inputs, dtype, threads);
+          const GaussianKlGradients wanted{rows_of(gradients[0]), rows_of(gradients[1]),
+                                           rows_of(gradients[2]), rows_of(gradients[3])};
+          const Rows each = rows_of(each_upstream);
+          py::gil_scoped_release release;
+          check(GK_PICK(gaussian_kl_backward)(args, wanted, pointer(upstream), each, factor),
+                "gaussian_kl_backward");
         });
 }
 
@@ -335,4 +438,7 @@ PYBIND11_MODULE(_C, m) {
   bind_differences(m);
   bind_attention(m);
   bind_spectral_norm(m);
+  bind_sample_norms(m);
+  bind_linear_cross_entropy(m);
+  bind_gaussian_kl(m);
 }

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from genkern import losses
-from genkern.bench.workloads import Workload, _compiled, _numbers
+from genkern.bench.workload import Workload, compiled, numbers
 
 EAGER_D = {
     "hinge": lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
@@ -26,11 +26,11 @@ EAGER_G = {
 
 def adversarial(name, side, count, dtype=torch.float32, quick=False):
     def build(implementation, dtype):
-        inputs = [_numbers(count, dtype=dtype) for _ in ("real", "fake")[: 2 if side == "D" else 1]]
+        inputs = [numbers(count, dtype=dtype) for _ in ("real", "fake")[: 2 if side == "D" else 1]]
         loss = losses.get(name)
         ours = loss.d if side == "D" else loss.g
         eager = (EAGER_D if side == "D" else EAGER_G)[name]
-        function = _compiled(ours if implementation == "genkern" else eager, implementation)
+        function = compiled(ours if implementation == "genkern" else eager, implementation)
 
         def step():
             loss = function(*inputs)
@@ -105,13 +105,13 @@ def hifi_gan(batch, samples, dtype=torch.float32):
     def build(implementation, dtype):
         shapes = hifi_gan_maps(batch, samples)
         real_maps, fake_maps = (
-            [[_numbers(*s, dtype=dtype, grad=grad) for s in maps] for maps in shapes]
+            [[numbers(*s, dtype=dtype, grad=grad) for s in maps] for maps in shapes]
             for grad in (False, True)
         )
-        real, fake = ([_numbers(*maps[-1], dtype=dtype) for maps in shapes] for _ in range(2))
+        real, fake = ([numbers(*maps[-1], dtype=dtype) for maps in shapes] for _ in range(2))
         inputs = [*real, *fake, *[x for maps in fake_maps for x in maps]]
         ours = our_hifi_gan if implementation == "genkern" else eager_hifi_gan
-        function = _compiled(ours, implementation)
+        function = compiled(ours, implementation)
 
         def step():
             loss = function(real, fake, real_maps, fake_maps)
