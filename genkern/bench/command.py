@@ -46,6 +46,12 @@ def run(args):
         "process, eager → genkern. error:\nlargest error of outputs and gradients against fp64, "
         "relative; ✓ at most 1.25 times eager's (of second\nderivatives 2) or rounding."
     )
+    if floors := [result for result in results if "floor" in result.median]:
+        print(
+            "\nTimes the floor, a plain loop with the same reads and writes into outputs allocated "
+            "alike:",
+            ", ".join(f"{r.name} {r.median['genkern'] / r.median['floor']:.2f}" for r in floors),
+        )
     if busy := [result.name for result in results if result.busy]:
         print("The machine was busy meanwhile, so their times are noise:", "; ".join(busy))
     for result in results:

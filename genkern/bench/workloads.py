@@ -7,58 +7,15 @@ torch.compile, "sdpa" PyTorch's fused attention, "genkern" ours, "exact" eager i
 same numbers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import genkern
-from genkern import losses
-
-
-@dataclass(frozen=True)
-class Workload:
-    """`build(implementation, dtype)` returns the step; `others` are implementations beside eager
-    and genkern; `quick` puts it in `--quick`, "compiled" with torch.compile too (a discriminator's
-    normalizations take it too long). The error may be `error_ratio` times eager's."""
-
-    op: str
-    shape: str
-    dtype: torch.dtype
-    build: Callable
-    others: tuple[str, ...] = ("compile",)
-    quick: bool | str = False
-    error_ratio: float = 1.25
-
-    @property
-    def name(self):
-        return f"{self.op} {self.shape} {str(self.dtype).removeprefix('torch.')}"
-
-    @property
-    def implementations(self):
-        return ("eager", *self.others, "genkern")
-
-    def prepare(self, implementation):
-        torch.manual_seed(0)
-        if implementation == "exact":
-            return self.build("eager", torch.float64)
-        return self.build(implementation, self.dtype)
-
-
-def _numbers(*shape, dtype, grad=True):
-    """Random values that every dtype gets alike: drawn in fp32, rounded to bf16's grid."""
-    return torch.randn(shape).bfloat16().to(dtype).requires_grad_(grad)
-
-
-def _compiled(function, implementation):
-    if implementation != "compile":
-        return function
-    torch._dynamo.reset()  # it compiles one function for only so many workloads
-    return torch.compile(function)
-
+from genkern.bench.loss_workloads import loss_workloads
+from genkern.bench.spectral_workloads import spectral_norms
+from genkern.bench.workload import Workload, compiled, numbers
 
 # ---- Attention ----------------------------------------------------------------------------------
 
@@ -89,15 +46,15 @@ def attention(
     M, dv = M or N, dv or d
 
     def build(implementation, dtype):
-        q = _numbers(B, H, N, d, dtype=dtype)
-        k = _numbers(B, H, M, d, dtype=dtype)
-        v = _numbers(B, H, M, dv, dtype=dtype)
-        cotangent = _numbers(B, H, N, dv, dtype=dtype, grad=derivative == "second order")
-        tangents = tuple(_numbers(*x.shape, dtype=dtype, grad=False) for x in (q, k, v))
+        q = numbers(B, H, N, d, dtype=dtype)
+        k = numbers(B, H, M, d, dtype=dtype)
+        v = numbers(B, H, M, dv, dtype=dtype)
+        cotangent = numbers(B, H, N, dv, dtype=dtype, grad=derivative == "second order")
+        tangents = tuple(numbers(*x.shape, dtype=dtype, grad=False) for x in (q, k, v))
         function = {"genkern": genkern.attention, "sdpa": F.scaled_dot_product_attention}.get(
             implementation, eager_attention
         )
-        function = _compiled(partial(function, is_causal=is_causal), implementation)
+        function = compiled(partial(function, is_causal=is_causal), implementation)
 
         def backward():
             out = function(q, k, v)
@@ -141,99 +98,10 @@ def attentions():
                 )
 
 
-# ---- Spectral normalization ---------------------------------------------------------------------
-
-# Weights as torch's modules lay them out: (rows, cols) of the matrix.
-DISCRIMINATORS = {
-    "SNGAN-32": [(128, 27), (128, 1152), (128, 27), *[(128, 1152)] * 6, (1, 128)],
-    "DCGAN-64": [(128, 48), (256, 2048), (512, 4096), (1024, 8192), (1, 16384)],
-    "HiFi-GAN MSD": [
-        (128, 15),
-        (128, 1312),
-        (256, 328),
-        (512, 656),
-        (1024, 1312),
-        (1024, 2624),
-        (1024, 5120),
-        (1, 3072),
-    ],
-}
-
-
-class Weights(nn.Module):
-    """Layers that do nothing but own a weight: the normalization alone is measured."""
-
-    def __init__(self, shapes, dtype):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(cols, rows, bias=False, dtype=dtype) for rows, cols in shapes
-        )
-        for layer in self.layers:
-            layer.weight.data = layer.weight.data.bfloat16().to(dtype)
-
-    def forward(self):
-        return [layer.weight for layer in self.layers]
-
-
-def spectral_norm(model, quick=False):
-    def build(implementation, dtype):
-        weights = Weights(DISCRIMINATORS[model], torch.float32)
-        if implementation == "genkern":
-            normalized = genkern.spectral_norm(weights, recurse=True)
-        else:
-            for layer in weights.layers:
-                nn.utils.parametrizations.spectral_norm(layer)
-            normalized = weights
-        normalized.to(dtype)
-        cotangents = [
-            _numbers(rows, cols, dtype=dtype, grad=False) for rows, cols in DISCRIMINATORS[model]
-        ]
-        parameters = list(weights.parameters())
-        forward = _compiled(normalized, implementation)
-
-        def step():
-            outputs = forward()
-            return *outputs, *torch.autograd.grad(outputs, parameters, cotangents)
-
-        return step
-
-    return Workload("spectral_norm", model, torch.float32, build, quick=quick)
-
-
-# ---- Losses -------------------------------------------------------------------------------------
-
-EAGER_LOSSES = {
-    "hinge": lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
-    "nonsaturating": lambda r, f: F.softplus(-r).mean() + F.softplus(f).mean(),
-    "lsgan": lambda r, f: 0.5 * (r - 1).square().mean() + 0.5 * f.square().mean(),
-    "wgan": lambda r, f: f.mean() - r.mean(),
-    "rpgan": lambda r, f: F.softplus(f - r).mean(),
-}
-
-
-def adversarial(name, count, dtype=torch.float32, quick=False):
-    def build(implementation, dtype):
-        real, fake = _numbers(count, dtype=dtype), _numbers(count, dtype=dtype)
-        ours = implementation == "genkern"
-        function = _compiled(losses.get(name).d if ours else EAGER_LOSSES[name], implementation)
-
-        def step():
-            loss = function(real, fake)
-            return loss, *torch.autograd.grad(loss, (real, fake))
-
-        return step
-
-    return Workload(f"{name} D", str(count), dtype, build, quick=quick)
-
-
 def all_workloads():
     """Every workload, `quick` ones marked."""
     return [
         *attentions(),
-        *[spectral_norm(model, quick=True) for model in DISCRIMINATORS],
-        adversarial("hinge", 64, quick="compiled"),
-        adversarial("hinge", 262144, quick="compiled"),
-        *[adversarial(name, 64) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
-        *[adversarial(name, 262144) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
-        adversarial("nonsaturating", 262144, dtype=torch.bfloat16),
+        *spectral_norms(),
+        *loss_workloads(),
     ]

@@ -77,3 +77,50 @@ def check_floating(op, **tensors):
                 f"{op}: {name} must be on {first_name}'s device, {first.device}, not "
                 f"{tensor.device}"
             )
+
+
+def with_dense_samples(tensor):
+    """The tensor [B, …] itself where each sample's elements lie side by side in some order
+    (contiguous or channels_last, samples anywhere), else a contiguous copy."""
+    if tensor.is_contiguous():
+        return tensor
+    shape, strides = tensor.shape[1:], tensor.stride()[1:]
+    if _packed(shape, strides):
+        return tensor
+    if len(shape) > 1 and _packed((*shape[1:], shape[0]), (*strides[1:], strides[0])):
+        return tensor
+    return tensor.contiguous()
+
+
+def _packed(shape, strides):
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def common_rows(tensors):
+    """(rows, size, [row strides]) where these tensors of one shape can be walked together as rows
+    of elements that lie side by side, else None. Contiguous tensors are one row; halves of a
+    channels_last image, say, have a row a pixel."""
+    shape = tensors[0].shape
+    if all(x.is_contiguous() for x in tensors):
+        return 1, shape.numel(), [0] * len(tensors)
+    order = sorted(range(len(shape)), key=tensors[0].stride, reverse=True)
+    merged = []  # (size, strides of all tensors), outermost last
+    for dim in reversed(order):
+        size, strides = shape[dim], [x.stride(dim) for x in tensors]
+        if size == 1:
+            continue
+        if merged and all(
+            s == merged[-1][0] * inner for s, inner in zip(strides, merged[-1][1], strict=True)
+        ):
+            merged[-1] = merged[-1][0] * size, merged[-1][1]
+        else:
+            merged.append((size, strides))
+    if not merged or len(merged) > 2 or any(s != 1 for s in merged[0][1]):
+        return None
+    rows, strides = merged[1] if len(merged) == 2 else (1, [0] * len(tensors))
+    return rows, merged[0][0], strides

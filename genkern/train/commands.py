@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from genkern.backend import BACKENDS
+from genkern.losses.adversarial import NAMES as LOSSES
 from genkern.train.errors import TrainError
 
 EXTRA = {"sklearn": "scikit-learn", "PIL": "Pillow", "safetensors": "safetensors", "rich": "rich"}
-LOSSES = ("hinge", "nonsaturating", "lsgan", "wgan", "rpgan")
 
 TRAIN_HELP = """\
 Trains a GAN on scikit-learn's digits or on a folder of images (gan, the default), or a language
@@ -52,6 +52,9 @@ def add_train_parser(subparsers) -> None:
     gan.add_argument("--size", type=_positive, help="pixels, a multiple of 8 (32 with --data)")
     gan.add_argument("--loss", choices=LOSSES)
     gan.add_argument("--r1", type=float, metavar="GAMMA", help="R1 penalty, gamma/2 · |∇D|² (0)")
+    gan.add_argument(
+        "--r1-every", type=_positive, metavar="STEPS", help="lazy R1, as in StyleGAN2 (1)"
+    )
     gan.add_argument("--ema", type=float, metavar="DECAY", help="of the averaged generator")
     gan.add_argument("--z-dim", type=_positive, help="length of the noise")
     lm = parser.add_argument_group("lm only")

@@ -25,6 +25,7 @@ class GANTask:
         "z_dim": 64,
         "loss": "hinge",
         "r1": 0.0,
+        "r1_every": 1,
         "ema": 0.995,
         "lr": 1e-3,
         "steps": 2000,
@@ -65,6 +66,7 @@ class GANTask:
             discriminator.to(config["device"]),
             loss=config["loss"],
             r1=config["r1"],
+            r1_every=config["r1_every"],
             ema=config["ema"],
             lr_G=config["lr"],
             # Heusel et al. 2017: a discriminator that learns faster leaves out less of the data.

@@ -14,7 +14,7 @@ class GANStep(NamedTuple):
 
     loss_g: Tensor
     loss_d: Tensor  # without the penalty
-    penalty: Tensor
+    penalty: Tensor  # 0 in a step that has none
     real_mean: Tensor
     fake_mean: Tensor
     real_accuracy: Tensor
@@ -31,18 +31,21 @@ class GANTrainer:
 
     Args:
         G: any module: z [B, z_dim] and labels (as they came) to images. It keeps its train mode.
-        D: any module: images and labels to logits of any shape. Without a penalty it sees real and
-            fake images as one batch of 2B (one power iteration of spectral norm instead of two);
-            with one, as two batches.
+        D: any module: images and labels to logits of any shape. Without a penalty, or with a lazy
+            one, it sees real and fake images as one batch of 2B (one power iteration of spectral
+            norm instead of two); with a penalty in every step, as two batches.
         loss: a name for `genkern.losses.get`, or such a loss.
         r1: gamma of the R1 penalty, gamma/2 · mean over images of Σ (∂D/∂image)²; 0 for none.
+        r1_every: k > 1 makes R1 lazy, as in StyleGAN2: every k-th step, beginning with the first, D
+            takes a step more on k times the penalty alone, and its Adam, unless given, has the lr
+            and betas that `losses.lazy` scales for that.
         ema: decay of the average of G, see `averaged`.
         lr_G, lr_D, betas, eps: of Adam, unless `opt_G` and `opt_D` are given. BigGAN's eps: with
             1e-8, Adam takes full steps along gradients that are nothing but rounding noise.
         z_dim: length of the noise; G.z_dim by default.
 
     The noise comes from torch's global generator. Raises ValueError, naming the argument, for a
-    negative r1 or a missing z_dim.
+    negative r1, an r1_every below 1 or a missing z_dim.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class GANTrainer:
         *,
         loss="hinge",
         r1: float = 0.0,
+        r1_every: int = 1,
         ema: float = 0.999,
         lr_G: float = 1e-3,
         lr_D: float = 2e-3,
@@ -63,6 +67,8 @@ class GANTrainer:
     ) -> None:
         if not r1 >= 0:
             raise ValueError(f"GANTrainer: r1 must be 0 or positive, not {r1}")
+        if r1_every < 1:
+            raise ValueError(f"GANTrainer: r1_every must be at least 1, not {r1_every}")
         z_dim = getattr(G, "z_dim", None) if z_dim is None else z_dim
         if z_dim is None:
             raise ValueError("GANTrainer: z_dim must be given, since G has no attribute z_dim")
@@ -70,7 +76,11 @@ class GANTrainer:
         self.loss = losses.get(loss) if isinstance(loss, str) else loss
         self.ema = averaged(G, ema)
         self.opt_G = opt_G or torch.optim.Adam(_trainable(G), lr_G, betas, eps)
-        self.opt_D = opt_D or torch.optim.Adam(_trainable(D), lr_D, betas, eps)
+        self.lazy_r1 = losses.lazy(r1_every) if r1 and r1_every > 1 else None
+        adam_D = {"lr": lr_D, "betas": betas}
+        if self.lazy_r1:
+            adam_D = self.lazy_r1.adam(**adam_D)
+        self.opt_D = opt_D or torch.optim.Adam(_trainable(D), eps=eps, **adam_D)
         self.steps = 0
 
     def step(self, real: Tensor, labels: Tensor | None = None) -> GANStep:
@@ -84,21 +94,33 @@ class GANTrainer:
     def _step_d(self, real, labels):
         with torch.no_grad():
             fake = self.G(self.noise(len(real)), labels)
-        if self.r1:
+        if self.r1 and not self.lazy_r1:
             real = real.detach().requires_grad_()
             real_logits, fake_logits = self.D(real, labels), self.D(fake, labels)
         else:
             both = None if labels is None else torch.cat([labels, labels])
             real_logits, fake_logits = self.D(torch.cat([real, fake]), both).chunk(2)
         loss, stats = self.loss.d(real_logits, fake_logits, stats=True)
-        penalty = losses.r1(real_logits, real, self.r1) if self.r1 else torch.zeros_like(loss)
-        self._descend(self.opt_D, loss + penalty)
-        return loss.detach(), penalty.detach(), stats
+        if self.r1 and not self.lazy_r1:
+            penalty = losses.r1(real_logits, real, self.r1)
+            self._descend(self.opt_D, loss + penalty)
+            return loss.detach(), penalty.detach(), stats
+        self._descend(self.opt_D, loss)
+        if self.lazy_r1 and self.lazy_r1.due(self.steps):
+            return loss.detach(), self._lazy_penalty(real, labels), stats
+        return loss.detach(), torch.zeros_like(loss), stats
+
+    def _lazy_penalty(self, real, labels):
+        """A step of D on the penalty alone; returns the penalty unscaled."""
+        real = real.detach().requires_grad_()
+        penalty = losses.r1(self.D(real, labels), real, self.r1)
+        self._descend(self.opt_D, self.lazy_r1.scaled(penalty))
+        return penalty.detach()
 
     def _step_g(self, real, labels):
         fake_logits = self.D(self.G(self.noise(len(real)), labels), labels)
         real_logits = None
-        if isinstance(self.loss, losses.RelativisticLoss):
+        if self.loss.needs_real:
             with torch.no_grad():
                 real_logits = self.D(real, labels)
         loss = self.loss.g(fake_logits, real_logits)

@@ -36,7 +36,8 @@ def train(task_type, options: dict, *, out, state_and_folder, scores, check) -> 
     state, folder = state_and_folder or (None, fresh_folder(task_type.KIND, out))
     config = {"kind": task_type.KIND, **task_type.DEFAULTS, **options}
     if state:
-        config = _resumed(state["config"], options)
+        # An option that is newer than the run has its default there.
+        config = _resumed({**task_type.DEFAULTS, **state["config"]}, options)
     with _backend(config["backend"]):
         return _train(task_type, config, folder, state, scores, check)
 

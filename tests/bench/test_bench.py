@@ -22,8 +22,12 @@ def test_names_are_unique_and_some_are_quick():
     assert {w.op for w in all_workloads() if w.quick} >= {"attention", "spectral_norm", "hinge D"}
 
 
-SMALL = [w for w in all_workloads() if "4096" not in w.shape]
-LARGE = [w for w in all_workloads() if "4096" in w.shape]
+def is_large(workload):
+    return "4096" in workload.shape or "8192" in workload.shape or workload.shape.endswith("-128")
+
+
+SMALL = [w for w in all_workloads() if not is_large(w)]
+LARGE = [w for w in all_workloads() if is_large(w)]
 
 
 @pytest.mark.parametrize("workload", SMALL, ids=lambda w: w.name)

@@ -8,6 +8,7 @@ from torch import nn
 
 import genkern
 from genkern import losses
+from genkern.losses.adversarial import NAMES
 from genkern.train import GANTrainer, averaged
 from genkern.train.models import Discriminator, Generator
 
@@ -120,7 +121,43 @@ def test_one_step_written_out():
     torch.testing.assert_close(G.state_dict(), by_hand_G.state_dict())
 
 
-@pytest.mark.parametrize("loss", ["nonsaturating", "lsgan", "wgan", "rpgan", losses.hinge])
+def test_lazy_r1_written_out():
+    """Every third step a step of its own on 3 times the penalty; lr and betas scaled."""
+    G, D = TinyG().double(), TinyD().double()
+    batches = torch.randn(5, 4, 2, dtype=torch.float64)
+    by_hand_G, by_hand_D = copy.deepcopy(G), copy.deepcopy(D)
+    torch.manual_seed(5)
+    trainer = GANTrainer(G, D, z_dim=3, r1=2.0, r1_every=3, betas=(0.5, 0.9))
+    steps = [trainer.step(real) for real in batches]
+
+    torch.manual_seed(5)
+    opt_G = torch.optim.Adam(by_hand_G.parameters(), 1e-3, (0.5, 0.9), 1e-6)
+    c = 3 / 4
+    opt_D = torch.optim.Adam(by_hand_D.linear.parameters(), 2e-3 * c, (0.5**c, 0.9**c), 1e-6)
+    for i, real in enumerate(batches):
+        fake = by_hand_G(torch.randn(4, 3, dtype=torch.float64), None).detach()
+        r, f = by_hand_D(torch.cat([real, fake]), None).chunk(2)
+        opt_D.zero_grad()
+        (torch.relu(1 - r).mean() + torch.relu(1 + f).mean()).backward()
+        opt_D.step()
+        penalty = torch.zeros(())
+        if i % 3 == 0:
+            x = real.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(by_hand_D(x, None).sum(), x, create_graph=True)
+            penalty = 2.0 / 2 * slope.square().sum(1).mean()
+            opt_D.zero_grad()
+            (3 * penalty).backward()
+            opt_D.step()
+        loss_g = -by_hand_D(by_hand_G(torch.randn(4, 3, dtype=torch.float64), None), None).mean()
+        opt_G.zero_grad()
+        loss_g.backward()
+        opt_G.step()
+        torch.testing.assert_close(steps[i].penalty, penalty.detach().double())
+    torch.testing.assert_close(D.state_dict(), by_hand_D.state_dict())
+    torch.testing.assert_close(G.state_dict(), by_hand_G.state_dict())
+
+
+@pytest.mark.parametrize("loss", [*NAMES, losses.hinge])
 def test_every_loss_trains(loss):
     trainer = GANTrainer(TinyG(), TinyD(), loss=loss, z_dim=3)
     for _ in range(3):
@@ -162,6 +199,7 @@ def test_unit_vectors_of_spectral_norm_stay_unit():
         ({}, "z_dim must be given"),
         ({"z_dim": 3, "r1": -1.0}, "r1 must be 0 or positive, not -1.0"),
         ({"z_dim": 3, "r1": float("nan")}, "r1 must be 0 or positive, not nan"),
+        ({"z_dim": 3, "r1_every": 0}, "r1_every must be at least 1, not 0"),
         ({"z_dim": 3, "ema": 1.0}, r"decay must be in \[0, 1\), not 1.0"),
     ],
 )

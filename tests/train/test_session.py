@@ -68,6 +68,27 @@ def test_resumes_bit_for_bit(command, tmp_path, kind):
         assert (straight / "samples.png").read_bytes() == (halves / "samples.png").read_bytes()
 
 
+def test_lazy_r1_resumes_in_step(command, tmp_path):
+    """R1 in every third step; the second half begins between two of them."""
+    options = (*TINY["gan"], "--r1", 1, "--r1-every", 3, "--no-scores")
+    assert command("train", *options, "--steps", 7, "--out", "straight")[0] == 0
+    assert command("train", *options, "--steps", 4, "--out", "halves")[0] == 0
+    assert command("train", "--resume", "halves", "--steps", 7, "--no-scores")[0] == 0
+    assert_same_state(state_of(tmp_path / "straight"), state_of(tmp_path / "halves"))
+    with (tmp_path / "halves/metrics.csv").open() as file:
+        penalties = [float(row["penalty"]) for row in csv.DictReader(file)]
+    assert [penalty > 0 for penalty in penalties] == [i % 3 == 0 for i in range(7)]
+
+
+def test_a_run_from_before_an_option(command, tmp_path):
+    assert command("train", *TINY["gan"], "--steps", 1, "--no-scores", "--out", "old")[0] == 0
+    file = tmp_path / "old/checkpoint.safetensors"
+    state = checkpoint.load(file)
+    del state["config"]["r1_every"]
+    checkpoint.save(file, state)
+    assert command("train", "--resume", "old", "--steps", 2, "--no-scores")[0] == 0
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_stops(command, tmp_path, monkeypatch, number, code):
     step = GANTask.stepper

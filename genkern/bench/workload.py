@@ -1,0 +1,47 @@
+"""One workload: what is prepared per implementation, and how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`build(implementation, dtype)` returns the step; `others` are implementations beside eager
+    and genkern; `quick` puts it in `--quick`, "compiled" with torch.compile too (a discriminator's
+    normalizations take it too long). The error may be `error_ratio` times eager's."""
+
+    op: str
+    shape: str
+    dtype: torch.dtype
+    build: Callable
+    others: tuple[str, ...] = ("compile",)
+    quick: bool | str = False
+    error_ratio: float = 1.25
+
+    @property
+    def name(self):
+        return f"{self.op} {self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def implementations(self):
+        return ("eager", *self.others, "genkern")
+
+    def prepare(self, implementation):
+        torch.manual_seed(0)
+        if implementation == "exact":
+            return self.build("eager", torch.float64)
+        return self.build(implementation, self.dtype)
+
+
+def numbers(*shape, dtype, grad=True):
+    """Random values that every dtype gets alike: drawn in fp32, rounded to bf16's grid."""
+    return torch.randn(shape).bfloat16().to(dtype).requires_grad_(grad)
+
+
+def compiled(function, implementation):
+    if implementation != "compile":
+        return function
+    torch._dynamo.reset()  # it compiles one function for only so many workloads
+    return torch.compile(function)
