@@ -270,3 +270,48 @@ def test_a_compiled_checkpoint_is_refused_by_torch():
     torch._dynamo.reset()
     x = images()
     torch.testing.assert_close(compiled(x), ours(x))
+
+
+# ---- torch.func ---------------------------------------------------------------------------------
+
+
+def called(model, parameters, x):
+    return torch.func.functional_call(model, parameters, (x,)).sum()
+
+
+def each_image(model, parameters, x):
+    gradient = torch.func.grad(called, argnums=1)
+    return torch.func.vmap(gradient, (None, None, 0))(model, parameters, x[:, None])
+
+
+TRANSFORMS = {
+    "grad": torch.func.grad(called, argnums=1),
+    "vmap of grad": each_image,
+    "jvp": lambda model, parameters, x: torch.func.jvp(
+        lambda p: called(model, p, x), (parameters,), (parameters,)
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("what", TRANSFORMS)
+def test_torch_func(what, training):
+    """By plain torch operations; in training torch's own has no forward mode either."""
+    models = twins()
+    x, results = images(), []
+    for model in models:
+        model.train(training)
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        if training and what == "jvp":
+            with pytest.raises(NotImplementedError, match="forward AD"):
+                TRANSFORMS[what](model, parameters, x)
+            continue
+        with genkern.explain() as log:
+            results.append(TRANSFORMS[what](model, parameters, x))
+        assert {(c.backend, c.reason) for c in log} <= {
+            ("reference", "torch.func: plain torch operations")
+        }
+        assert len(log) == (2 if model is models[0] else 0)
+    if results:
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())

@@ -28,18 +28,21 @@ def spectral_norm(
     A drop-in for `torch.nn.utils.parametrizations.spectral_norm`: Ŵ = W / σ(W), σ by the power
     method on u and v, two buffers: u ← W v / ‖W v‖, v ← Wᵀ u / ‖Wᵀ u‖, σ = u·(W v) (Miyato et al.
     2018). They start with 15 iterations, take `n_power_iterations` more whenever the weight is
-    read in training mode, and stay as they are in eval mode. The state-dict keys are torch's.
-    Unlike torch's, the module can be pickled, and an optimizer may step between forward and
-    backward. Gradients of any order are right.
+    read in training mode, and stay as they are in eval mode. The state-dict keys are torch's;
+    weights of torch's legacy hook and of BigGAN-PyTorch load too (`nn.convert_spectral_norm` gives
+    them back). Unlike torch's, the module can be pickled, an optimizer may step between forward and
+    backward, and activation checkpointing moves u and v once. Gradients of any order are right.
 
     module: an `nn.Module` with a float32, float64, bfloat16 or float16 parameter `name`; σ, u and v
         are computed in fp32 at least, under autocast too. A 1-D weight is divided by its norm.
+        Complex weights, and models inside transforms of torch.func, take plain torch operations.
     dim: the weight's dimension that counts its outputs: 1 for transposed convolutions, else 0.
     eps: the least norm that a vector is divided by.
     recurse: normalise every Linear, convolution of any kind, Embedding and Bilinear in `module`
         that is not normalised yet. All their weights are then normalised by one kernel call per
         forward of `module`, with one update of u and v however often a weight is read in it. A
-        weight that is read outside of `module`'s forward is normalised alone.
+        weight that is read outside of `module`'s forward is normalised alone, and so is one that
+        FSDP2 shards or that is in a part of the model compiled by itself.
     order: "v_first" takes the step as torch's legacy `torch.nn.utils.spectral_norm` does,
         v ← Wᵀ u / ‖Wᵀ u‖, u ← W v / ‖W v‖.
 

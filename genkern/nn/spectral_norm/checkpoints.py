@@ -97,10 +97,13 @@ def _start_in(regions, parametrization, stored):
 
 def note_result(parametrization, result):
     """What was normalised before a region began, or in it, is read there."""
+    regions = _regions(moving=parametrization.training)
+    if not regions:
+        return
     start = result.start
     if start.update:  # then u and v are now those that σ was computed with
         start = start._replace(iterations=0)
-    for region in _regions(moving=parametrization.training):
+    for region in regions:
         if region.repetition is not None:
             continue
         if not region.reentrant:

@@ -7,6 +7,7 @@ from torch import nn
 from genkern import backend as backends
 from genkern.nn.spectral_norm import checkpoints
 from genkern.nn.spectral_norm.frames import result_for
+from genkern.ops._autograd import transforms_active
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
 from genkern.ops.spectral_norm.reference import ORDERS, spectral_norm
 
@@ -97,7 +98,9 @@ class SpectralNorm(nn.Module):
 
     def _normalize(self, weight, u, v, iterations, update):
         if weight.is_complex():
-            return self._normalize_complex(weight, u, v, iterations, update)
+            return self._normalize_plainly("complex weights", weight, u, v, iterations, update)
+        if not torch.compiler.is_compiling() and transforms_active():
+            return self._normalize_plainly("torch.func", weight, u, v, iterations, update)
         (normalized,) = normalize(
             [as_matrix(weight)],
             [u],
@@ -110,13 +113,14 @@ class SpectralNorm(nn.Module):
         ).weights
         return normalized if weight.ndim > 1 else normalized.squeeze(1)
 
-    def _normalize_complex(self, weight, u, v, iterations, update):
-        backends.record("spectral_norm", "reference", "complex weights: plain torch operations")
+    def _normalize_plainly(self, why, weight, u, v, iterations, update):
+        backends.record("spectral_norm", "reference", f"{why}: plain torch operations")
         settings = [self.dim], [iterations], self.eps, self.order
         matrices = [as_matrix(weight)]
         (normalized,), _, (new_u,), (new_v,) = spectral_norm(matrices, [u], [v], *settings)
         if update:
-            u.copy_(new_u), v.copy_(new_v)
+            # Inside torch.func.grad a captured tensor may not be copied into.
+            torch.mul(new_u, 1, out=u), torch.mul(new_v, 1, out=v)
         return normalized.view_as(weight)
 
     def right_inverse(self, value):

@@ -14,6 +14,7 @@ from genkern.nn.spectral_norm import frames
 from genkern.nn.spectral_norm.checkpoints import Result, starts
 from genkern.nn.spectral_norm.layer import as_matrix, normalization
 from genkern.nn.spectral_norm.registration import normalize_layer
+from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import is_plain
 from genkern.ops.spectral_norm.blocks import Blocks
 from genkern.ops.spectral_norm.op import spectral_norm as normalize
@@ -73,8 +74,10 @@ class WholeModel:
 
     def before(self, root, args):
         # The replicas of DataParallel are not the modules known here; under a compiler each layer
-        # calls the library op.
+        # calls the library op, and under a transform of torch.func plain operations.
         if torch.compiler.is_compiling() or getattr(root, "_is_replica", False):
+            return
+        if transforms_active():
             return
         if self._compiled is None:
             self._compiled = _layers_in_compiled_parts(root)

@@ -43,7 +43,8 @@ def convert_spectral_norm(state_dict, form):
 
     In eval mode the weights are the same after conversion between the first two, and from "biggan":
     its u and v are those of the step that BigGAN takes itself. To "biggan", whose weights are
-    normalised one step of the power method further on, u0 is u.
+    normalised one step of the power method further on, u0 is u. A 1-D weight that torch's
+    parametrization normalises has no vectors to know it by, and stays as it is.
 
     Raises ValueError for another form, for BigGAN weights with more than one singular value, and
     where "biggan" can't hold a weight: one with another name than "weight", or whose rows are not
