@@ -31,7 +31,7 @@ def check_arguments(weights, us, vs, settings, cached):
 def _described(tensors):
     """What `_check` looks at: hashable, and quick to make."""
     return tuple(
-        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in tensors
+        [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in tensors]
     )
 
 

@@ -6,6 +6,7 @@ here and nowhere else.
 
 import math
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -62,10 +63,11 @@ def _is_dense(shape, stride, order):
 def forward(weights, us, vs, settings, update, allocate):
     """(list of Ŵ, σ, state, whether the vectors are updated: where their memory allows it)"""
     one = weights[0]
-    state = one.new_empty(sum(map(len, us)) + sum(map(len, vs)), dtype=ARITHMETIC[one.dtype])
+    length = sum([x.numel() for x in chain(us, vs)])
+    state = one.new_empty(length, dtype=ARITHMETIC[one.dtype])
     sigma = state.new_empty(len(weights))
     # Vectors in place where the kernel can write them, else a copy that is written back.
-    in_place = update and all(x.is_contiguous() and not x.is_neg() for xs in (us, vs) for x in xs)
+    in_place = update and all([x.is_contiguous() and not x.is_neg() for x in chain(us, vs)])
     items, normalized, copies = [], [], []
     at, size, at_sigma = state.data_ptr(), state.element_size(), sigma.data_ptr()
     for weight, u, v, dim, iterations in zip(
@@ -98,7 +100,7 @@ def forward(weights, us, vs, settings, update, allocate):
                 at_sigma,
             )
         )
-        at = at_new_v + len(v) * size
+        at = at_new_v + v.numel() * size
         at_sigma += size
     native.spectral_norm_forward(
         items,

@@ -11,6 +11,7 @@ differentiable output for their sake.
 """
 
 import math
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def spectral_norm(
     settings = Settings(tuple(dims), tuple(n_power_iterations), float(eps), order)
     compiling = torch.compiler.is_compiling()
     check_arguments(weights, us, vs, settings, cached=not compiling)
-    if not compiling and all(is_plain(x) for xs in (weights, us, vs) for x in xs):
+    if not compiling and all(map(is_plain, chain(weights, us, vs))):
         *normalized, sigma, state = _spectral_norm(settings, us, vs, update, allocate, *weights)
         return Normalized(normalized, sigma, state)
     result = Normalized(*torch.ops.genkern.spectral_norm(weights, us, vs, *settings))
