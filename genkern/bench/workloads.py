@@ -14,6 +14,8 @@ import torch.nn.functional as F
 
 import genkern
 from genkern import losses
+from genkern.bench.likelihood_workloads import likelihoods
+from genkern.bench.penalty_workloads import penalties
 from genkern.bench.spectral_workloads import spectral_norms
 from genkern.bench.workload import Workload, compiled, numbers
 
@@ -134,4 +136,6 @@ def all_workloads():
         *[adversarial(name, 64) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
         *[adversarial(name, 262144) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
         adversarial("nonsaturating", 262144, dtype=torch.bfloat16),
+        *penalties(),
+        *likelihoods(),
     ]
