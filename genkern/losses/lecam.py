@@ -1,6 +1,7 @@
 """LeCam regularisation."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from genkern.ops._tensors import check_floating
@@ -34,18 +35,17 @@ class LeCam(nn.Module):
                 f"losses.LeCam: discriminators must be at least 1, not {discriminators}"
             )
         self.weight, self.decay, self.one_sided = weight, decay, one_sided
-        self.register_buffer("real_mean", torch.zeros(discriminators))
-        self.register_buffer("fake_mean", torch.zeros(discriminators))
-        self.register_buffer("updates", torch.zeros(()))
+        self.register_buffer("means", torch.zeros(2, discriminators))  # α_r, α_f
+        self.register_buffer("weights", torch.zeros(()))  # 1 + d + d² + …, one for each update
 
     def forward(self, real, fake):
         """The penalty, 0-dim, of the logits `real` and `fake`: tensors of any shape, or lists with
         one entry for each discriminator."""
         reals = list(real) if isinstance(real, (list, tuple)) else [real]
         fakes = list(fake) if isinstance(fake, (list, tuple)) else [fake]
-        if not len(reals) == len(fakes) == len(self.real_mean):
+        if not len(reals) == len(fakes) == self.means.shape[1]:
             raise ValueError(
-                f"losses.LeCam: real and fake must hold the logits of {len(self.real_mean)} "
+                f"losses.LeCam: real and fake must hold the logits of {self.means.shape[1]} "
                 f"discriminators, not of {len(reals)} and {len(fakes)}"
             )
         names = [f"{side}[{i}]" for side in ("real", "fake") for i in range(len(reals))]
@@ -54,23 +54,26 @@ class LeCam(nn.Module):
             [x.float() if x.element_size() < 4 else x for x in s] for s in (reals, fakes)
         )
         if self.training:
-            self._update(reals, fakes)
+            self._update(reals + fakes)
+        # Logits of one side against the mean of the other.
+        away = zip(reals + fakes, self.means.flip(0).flatten().unbind(), strict=True)
+        signs = [1.0] * len(reals) + [-1.0] * len(fakes)
         terms = [
-            self._away(r - self.fake_mean[i]) + self._away(self.real_mean[i] - f)
-            for i, (r, f) in enumerate(zip(reals, fakes, strict=True))
+            self._squared(x, mean.to(x.dtype), sign)
+            for (x, mean), sign in zip(away, signs, strict=True)
         ]
         return self.weight * sum(terms[1:], terms[0])
 
-    def _away(self, difference):
-        return (difference.relu() if self.one_sided else difference).square().mean()
+    def _squared(self, logits, mean, sign):
+        if self.one_sided:
+            return (sign * (logits - mean)).relu().square().mean()
+        return F.mse_loss(logits, mean.expand(logits.shape))
 
     @torch.no_grad()
-    def _update(self, reals, fakes):
-        # (1 - d)/(1 - dᵗ) of the newest is the running mean divided by its weights so far. New
-        # tensors, not in place: the graph of an earlier call holds the old ones.
-        self.updates = self.updates + 1
-        share = (1 - self.decay) / (1 - self.decay**self.updates)
-        for name, logits in (("real_mean", reals), ("fake_mean", fakes)):
-            old = getattr(self, name)
-            new = torch.stack([x.mean() for x in logits]).to(old)
-            setattr(self, name, old + share * (new - old))
+    def _update(self, logits):
+        # The newest counts 1 of the weights so far, an update before it d, and so on: divided by
+        # their sum, there is no bias towards the start. New tensors, not in place: the graph of an
+        # earlier call holds the old ones.
+        self.weights = 1 + self.decay * self.weights
+        new = torch.stack([x.mean() for x in logits]).to(self.means).view_as(self.means)
+        self.means = torch.lerp(self.means, new, 1 / self.weights)
