@@ -1,9 +1,9 @@
 """LeCam regularisation."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from genkern.ops._autograd import entry
 from genkern.ops._tensors import check_floating
 
 
@@ -55,25 +55,45 @@ class LeCam(nn.Module):
         )
         if self.training:
             self._update(reals + fakes)
-        # Logits of one side against the mean of the other.
-        away = zip(reals + fakes, self.means.flip(0).flatten().unbind(), strict=True)
-        signs = [1.0] * len(reals) + [-1.0] * len(fakes)
-        terms = [
-            self._squared(x, mean.to(x.dtype), sign)
-            for (x, mean), sign in zip(away, signs, strict=True)
-        ]
-        return self.weight * sum(terms[1:], terms[0])
-
-    def _squared(self, logits, mean, sign):
-        if self.one_sided:
-            return (sign * (logits - mean)).relu().square().mean()
-        return F.mse_loss(logits, mean.expand(logits.shape))
+        real_means, fake_means = self.means.unbind()
+        terms = []
+        for side, means, other in ((reals, fake_means, 1.0), (fakes, real_means, -1.0)):
+            means = [means] if len(side) == 1 else means.split(1)
+            sign = other if self.one_sided else 0.0
+            terms += [_squared(x, m, sign, self.weight) for x, m in zip(side, means, strict=True)]
+        return sum(terms[1:], terms[0])
 
     @torch.no_grad()
     def _update(self, logits):
         # The newest counts 1 of the weights so far, an update before it d, and so on: divided by
         # their sum, there is no bias towards the start. New tensors, not in place: the graph of an
         # earlier call holds the old ones.
-        self.weights = 1 + self.decay * self.weights
+        self.weights = torch.add(1, self.weights, alpha=self.decay)
         new = torch.stack([x.mean() for x in logits]).to(self.means).view_as(self.means)
-        self.means = torch.lerp(self.means, new, 1 / self.weights)
+        self.means = torch.lerp(self.means, new, self.weights.reciprocal())
+
+
+class _Squared(torch.autograd.Function):
+    """weight · mean (x - m)², only where (x - m) · sign > 0 if sign is not 0; m `[1]` a constant.
+    What is kept is the difference: its gradient is one multiplication."""
+
+    @staticmethod
+    def forward(ctx, logits, mean, sign, weight):
+        away = logits - mean
+        if sign:
+            away = away.clamp_(min=0) if sign > 0 else away.clamp_(max=0)
+        ctx.save_for_backward(logits, mean, away)
+        ctx.sign, ctx.weight = sign, weight
+        return away.square().mean().mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, mean, away = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            away = logits - mean
+            if ctx.sign:
+                away = ctx.sign * (ctx.sign * away).relu()
+        return away * (grad * (2 * ctx.weight / max(1, away.numel()))), None, None, None
+
+
+_squared = entry(_Squared)
