@@ -55,12 +55,10 @@ class LeCam(nn.Module):
         )
         if self.training:
             self._update(reals + fakes)
-        real_means, fake_means = self.means.unbind()
-        terms = []
-        for side, means, other in ((reals, fake_means, 1.0), (fakes, real_means, -1.0)):
-            means = [means] if len(side) == 1 else means.split(1)
-            sign = other if self.one_sided else 0.0
-            terms += [_squared(x, m, sign, self.weight) for x, m in zip(side, means, strict=True)]
+        terms = [
+            _one_discriminator(r, f, self.means[:, i], self.one_sided, self.weight)
+            for i, (r, f) in enumerate(zip(reals, fakes, strict=True))
+        ]
         return sum(terms[1:], terms[0])
 
     @torch.no_grad()
@@ -73,27 +71,34 @@ class LeCam(nn.Module):
         self.means = torch.lerp(self.means, new, self.weights.reciprocal())
 
 
-class _Squared(torch.autograd.Function):
-    """weight · mean (x - m)², only where (x - m) · sign > 0 if sign is not 0; m `[1]` a constant.
-    What is kept is the difference: its gradient is one multiplication."""
+class _OneDiscriminator(torch.autograd.Function):
+    """weight · (mean (r - α_f)² + mean (f - α_r)²), (α_r, α_f) = `means`, constants. What is kept
+    is the differences: each gradient is one multiplication."""
 
     @staticmethod
-    def forward(ctx, logits, mean, sign, weight):
-        away = logits - mean
-        if sign:
-            away = away.clamp_(min=0) if sign > 0 else away.clamp_(max=0)
-        ctx.save_for_backward(logits, mean, away)
-        ctx.sign, ctx.weight = sign, weight
-        return away.square().mean().mul_(weight)
+    def forward(ctx, real, fake, means, one_sided, weight):
+        above, below = real - means[1], fake - means[0]
+        if one_sided:
+            above, below = above.clamp_(min=0), below.clamp_(max=0)
+        ctx.save_for_backward(real, fake, means, above, below)
+        ctx.one_sided, ctx.weight = one_sided, weight
+        return above.square().mean().add_(below.square().mean()).mul_(weight)
 
     @staticmethod
     def backward(ctx, grad):
-        logits, mean, away = ctx.saved_tensors
+        real, fake, means, above, below = ctx.saved_tensors
         if torch.is_grad_enabled():
-            away = logits - mean
-            if ctx.sign:
-                away = ctx.sign * (ctx.sign * away).relu()
-        return away * (grad * (2 * ctx.weight / max(1, away.numel()))), None, None, None
+            above, below = real - means[1], fake - means[0]
+            if ctx.one_sided:
+                above, below = above.clamp(min=0), below.clamp(max=0)
+        grad = grad * (2 * ctx.weight)
+        return (
+            above * (grad / max(1, above.numel())),
+            below * (grad / max(1, below.numel())),
+            None,
+            None,
+            None,
+        )
 
 
-_squared = entry(_Squared)
+_one_discriminator = entry(_OneDiscriminator)
