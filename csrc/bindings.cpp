@@ -15,6 +15,7 @@
 #include "attention/attention.h"
 #include "build_info.h"
 #include "common/levels.h"
+#include "differences/differences.h"
 #include "gaussian_kl/gaussian_kl.h"
 #include "linear_cross_entropy/linear_cross_entropy.h"
 #include "losses/adversarial.h"
@@ -45,49 +46,102 @@ void check(Status status, const char* launcher) {
 
 // ---- Losses -------------------------------------------------------------------------------------
 
-// A form's constants come first in every call: genkern/ops/losses/op.py keeps them ready.
-#define GK_FORM_ARGUMENTS                                                                          \
-  int phi, bool paired, double real_sign, double real_shift, double real_weight, double fake_sign, \
-      double fake_shift, double fake_weight, int dtype, Address real, int64_t real_count,          \
-      Address fake, int64_t fake_count
-#define GK_FORM                                                                             \
-  Phi(phi), DType(dtype), paired,                                                           \
-      LogitSide{pointer(real), real_count, real_sign, real_shift, real_weight}, LogitSide { \
-    pointer(fake), fake_count, fake_sign, fake_shift, fake_weight                           \
-  }
+// Six numbers a term, in the order of the contract's struct.
+std::vector<LogitTerm> logit_terms(const py::tuple& numbers) {
+  std::vector<int64_t> x;
+  x.reserve(numbers.size());
+  for (const py::handle number : numbers) x.push_back(number.cast<int64_t>());
+  std::vector<LogitTerm> terms;
+  terms.reserve(x.size() / 6);
+  for (size_t i = 0; i + 6 <= x.size(); i += 6)
+    terms.push_back({pointer(Address(x[i])), pointer(Address(x[i + 1])), x[i + 2], x[i + 3],
+                     pointer(Address(x[i + 4])), pointer(Address(x[i + 5]))});
+  return terms;
+}
 
 void bind_losses(py::module_& m) {
-  m.def("adversarial_forward", [](GK_FORM_ARGUMENTS, Address loss, Address stats, Address grad_real,
-                                  Address grad_fake, int threads) {
-    const AdversarialForward args{
-        GK_FORM, pointer(loss), pointer(stats), pointer(grad_real), pointer(grad_fake), threads};
-    py::gil_scoped_release release;
-    check(GK_PICK(adversarial_forward)(args), "adversarial_forward");
-  });
-  m.def("adversarial_backward", [](GK_FORM_ARGUMENTS, Address grad_loss, Address grad_real,
-                                   Address grad_fake, int threads) {
-    const AdversarialBackward args{GK_FORM, pointer(grad_loss), pointer(grad_real),
-                                   pointer(grad_fake), threads};
+  py::class_<AdversarialForm>(m, "AdversarialForm")
+      .def(py::init([](int phi, int pairing, double orientation, const std::array<double, 4>& real,
+                       const std::array<double, 4>& fake) {
+        return AdversarialForm{Phi(phi),
+                               Pairing(pairing),
+                               orientation,
+                               {real[0], real[1], real[2], real[3]},
+                               {fake[0], fake[1], fake[2], fake[3]}};
+      }));
+  m.def("adversarial_forward",
+        [](const AdversarialForm& form, int dtype, double factor, const py::tuple& numbers,
+           Address loss, Address stats, int threads) {
+          const auto terms = logit_terms(numbers);
+          const AdversarialForward args{
+              form,          DType(dtype),   factor, terms.data(), int64_t(terms.size()),
+              pointer(loss), pointer(stats), threads};
+          py::gil_scoped_release release;
+          check(GK_PICK(adversarial_forward)(args), "adversarial_forward");
+        });
+  m.def("adversarial_backward", [](const AdversarialForm& form, int dtype, double factor,
+                                   const py::tuple& numbers, Address grad_loss, int threads) {
+    const auto terms = logit_terms(numbers);
+    const AdversarialBackward args{form,         DType(dtype),          factor,
+                                   terms.data(), int64_t(terms.size()), pointer(grad_loss),
+                                   threads};
     py::gil_scoped_release release;
     check(GK_PICK(adversarial_backward)(args), "adversarial_backward");
   });
 #ifdef GK_HAVE_CUDA
   m.attr("adversarial_cuda_scratch_bytes") = cuda::adversarial_scratch_bytes;
-  m.def("adversarial_forward_cuda", [](GK_FORM_ARGUMENTS, Address loss, Address stats,
-                                       Address scratch, Address stream) {
-    const AdversarialForward args{GK_FORM, pointer(loss), pointer(stats), nullptr, nullptr, 1};
-    py::gil_scoped_release release;
-    check(cuda::adversarial_forward(args, pointer(scratch), pointer(stream)),
-          "adversarial_forward_cuda");
-  });
-  m.def("adversarial_backward_cuda", [](GK_FORM_ARGUMENTS, Address grad_loss, Address grad_real,
-                                        Address grad_fake, Address stream) {
-    const AdversarialBackward args{GK_FORM, pointer(grad_loss), pointer(grad_real),
-                                   pointer(grad_fake), 1};
-    py::gil_scoped_release release;
-    check(cuda::adversarial_backward(args, pointer(stream)), "adversarial_backward_cuda");
-  });
+  m.def("adversarial_forward_cuda",
+        [](const AdversarialForm& form, int dtype, double factor, const py::tuple& numbers,
+           Address loss, Address stats, Address scratch, Address stream) {
+          const auto terms = logit_terms(numbers);
+          const AdversarialForward args{form, DType(dtype),  factor,         terms.data(),
+                                        1,    pointer(loss), pointer(stats), 1};
+          py::gil_scoped_release release;
+          check(cuda::adversarial_forward(args, pointer(scratch), pointer(stream)),
+                "adversarial_forward_cuda");
+        });
+  m.def("adversarial_backward_cuda",
+        [](const AdversarialForm& form, int dtype, double factor, const py::tuple& numbers,
+           Address grad_loss, Address stream) {
+          const auto terms = logit_terms(numbers);
+          const AdversarialBackward args{form, DType(dtype),       factor, terms.data(),
+                                         1,    pointer(grad_loss), 1};
+          py::gil_scoped_release release;
+          check(cuda::adversarial_backward(args, pointer(stream)), "adversarial_backward_cuda");
+        });
 #endif
+}
+
+// ---- Differences --------------------------------------------------------------------------------
+
+// Addresses of a and b, elements, weight, addresses of the gradients.
+using PairArgument = std::tuple<Address, Address, int64_t, double, Address, Address>;
+
+std::vector<DifferencePair> difference_pairs(const std::vector<PairArgument>& list) {
+  std::vector<DifferencePair> pairs;
+  pairs.reserve(list.size());
+  for (const auto& [a, b, count, weight, grad_a, grad_b] : list)
+    pairs.push_back({pointer(a), pointer(b), count, weight, pointer(grad_a), pointer(grad_b)});
+  return pairs;
+}
+
+void bind_differences(py::module_& m) {
+  m.def("differences_forward", [](const std::vector<PairArgument>& list, int distance, int dtype,
+                                  Address loss, int threads) {
+    const auto pairs = difference_pairs(list);
+    const DifferencesForward args{Distance(distance),    DType(dtype),  pairs.data(),
+                                  int64_t(pairs.size()), pointer(loss), threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(differences_forward)(args), "differences_forward");
+  });
+  m.def("differences_backward", [](const std::vector<PairArgument>& list, int distance, int dtype,
+                                   Address grad_loss, int threads) {
+    const auto pairs = difference_pairs(list);
+    const DifferencesBackward args{Distance(distance),    DType(dtype),       pairs.data(),
+                                   int64_t(pairs.size()), pointer(grad_loss), threads};
+    py::gil_scoped_release release;
+    check(GK_PICK(differences_backward)(args), "differences_backward");
+  });
 }
 
 // ---- Attention ----------------------------------------------------------------------------------
@@ -214,26 +268,26 @@ void bind_attention(py::module_& m) {
 
 // Each weight is a tuple of numbers, in the order of the contract's struct; addresses among them.
 void bind_spectral_norm(py::module_& m) {
-  m.def("spectral_norm_forward", [](const std::vector<std::array<int64_t, 14>>& items, int dtype,
+  m.def("spectral_norm_forward", [](const std::vector<std::array<int64_t, 15>>& items, int dtype,
                                     int order, double eps, int threads) {
     std::vector<SpectralForward> list;
     list.reserve(items.size());
     for (const auto& x : items)
-      list.push_back({pointer(x[0]), x[1], x[2], x[3], x[4], x[5] != 0, pointer(x[6]),
-                      pointer(x[7]), pointer(x[8]), pointer(x[9]), pointer(x[10]), pointer(x[11]),
-                      pointer(x[12]), pointer(x[13])});
+      list.push_back({pointer(x[0]), x[1], x[2], x[3], x[4], x[5], x[6] != 0, pointer(x[7]),
+                      pointer(x[8]), pointer(x[9]), pointer(x[10]), pointer(x[11]), pointer(x[12]),
+                      pointer(x[13]), pointer(x[14])});
     const SpectralOptions options{DType(dtype), UpdateOrder(order), eps, threads};
     py::gil_scoped_release release;
     check(GK_PICK(spectral_norm_forward)(list.data(), int64_t(list.size()), options),
           "spectral_norm_forward");
   });
   m.def("spectral_norm_backward",
-        [](const std::vector<std::array<int64_t, 10>>& items, int dtype, int threads) {
+        [](const std::vector<std::array<int64_t, 11>>& items, int dtype, int threads) {
           std::vector<SpectralBackward> list;
           list.reserve(items.size());
           for (const auto& x : items)
-            list.push_back({pointer(x[0]), pointer(x[1]), x[2], x[3], x[4], pointer(x[5]),
-                            pointer(x[6]), pointer(x[7]), pointer(x[8]), pointer(x[9])});
+            list.push_back({pointer(x[0]), pointer(x[1]), x[2], x[3], x[4], x[5], pointer(x[6]),
+                            pointer(x[7]), pointer(x[8]), pointer(x[9]), pointer(x[10])});
           const SpectralOptions options{DType(dtype), UpdateOrder::u_first, 0, threads};
           py::gil_scoped_release release;
           check(GK_PICK(spectral_norm_backward)(list.data(), int64_t(list.size()), options),
@@ -381,6 +435,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "genkern's compiled kernels: raw pointers, sizes and strides in, nothing of torch";
   bind_levels(m);
   bind_losses(m);
+  bind_differences(m);
   bind_attention(m);
   bind_spectral_norm(m);
   bind_sample_norms(m);

@@ -42,6 +42,7 @@ def _check(name, where):
 
 _DEFAULT = _from_environment()
 _wanted = ContextVar("genkern_backend", default=_DEFAULT)
+wanted = _wanted.get  # the backend that somebody asked for, or None
 listeners = []  # the lists that `explain` has handed out
 
 
@@ -87,11 +88,11 @@ def record(op, backend, reason):
 def choose(op, tensor, kernels):
     """The backend for `op` on tensors like `tensor`; `kernels` names those that `op` has beside
     the reference. The tensors' device and dtype are uniform: op.py has checked that."""
-    wanted = _wanted.get()
-    if wanted is None:
+    asked_for = _wanted.get()
+    if asked_for is None:
         backend, reason = _default(tensor, kernels)
     else:
-        backend, reason = _forced(op, wanted, tensor, kernels)
+        backend, reason = _forced(op, asked_for, tensor, kernels)
     if listeners:
         record(op, backend, reason)
     return backend

@@ -12,10 +12,16 @@ import genkern
 from genkern._native import LEVELS, native
 from genkern.backend import BACKENDS, has_cuda
 from genkern.ops.attention import op as attention
+from genkern.ops.differences import op as differences
 from genkern.ops.losses import op as losses
 from genkern.ops.spectral_norm import op as spectral_norm
 
-OPS = {"attention": attention, "spectral_norm": spectral_norm, "losses": losses}
+OPS = {
+    "attention": attention,
+    "spectral_norm": spectral_norm,
+    "losses": losses,
+    "differences": differences,
+}
 
 
 def add_info_parser(commands):

@@ -9,19 +9,19 @@ from genkern import losses
 
 def test_default_follows_the_device():
     with genkern.explain() as log:
-        losses.hinge.g(torch.ones(3))
+        losses.nonsaturating.g(torch.ones(3))
     assert [str(choice) for choice in log] == ["adversarial_loss: cpu (the tensors' device)"]
 
 
 def test_use_backend_nests_and_ends():
     with genkern.use_backend("reference"):
         with genkern.use_backend("cpu"), genkern.explain() as log:
-            losses.hinge.g(torch.ones(3))
+            losses.nonsaturating.g(torch.ones(3))
         with genkern.explain() as outer:
-            losses.hinge.g(torch.ones(3))
+            losses.nonsaturating.g(torch.ones(3))
     assert (log[0].backend, outer[0].backend) == ("cpu", "reference")
     with genkern.explain() as after:
-        losses.hinge.g(torch.ones(3))
+        losses.nonsaturating.g(torch.ones(3))
     assert after[0].backend == "cpu"
 
 
@@ -45,13 +45,13 @@ def test_unknown_backend():
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_backend_on_the_wrong_device(name):
     with genkern.use_backend(name), pytest.raises(ValueError, match="needs tensors on a cuda dev"):
-        losses.hinge.g(torch.ones(3))
+        losses.nonsaturating.g(torch.ones(3))
 
 
 ASK = """
 import torch, genkern
 with genkern.explain() as log:
-    genkern.losses.hinge.g(torch.ones(3))
+    genkern.losses.nonsaturating.g(torch.ones(3))
 print(log[0].backend)
 """
 

@@ -1,12 +1,12 @@
 // Adversarial losses in CUDA: value and statistics in one launch (two above 16,384 logits),
 // gradients in one. The meaning is adversarial.h's.
 //
-// Layout: both sides are flat arrays; a thread strides over them by the whole grid. Plan of the
-// forward: each thread sums φ, the logits and their signs for both sides in double, a block adds
-// its threads up in a fixed tree and leaves six numbers in scratch; a last block of one launch adds
-// the blocks up in the same way. No atomics, so the same bits on every run. The backward is
-// elementwise: it reads grad_loss on the device and multiplies by it in fp32 before the one
-// rounding. Floor: one read of the logits forward, one read and one write backward.
+// Layout: both sides of the one term are flat arrays; a thread strides over them by the whole grid.
+// Plan of the forward: each thread sums φ, the logits and their signs for both sides in double, a
+// block adds its threads up in a fixed tree and leaves six numbers in scratch; a last block of one
+// launch adds the blocks up in the same way. No atomics, so the same bits on every run. The
+// backward is elementwise: it reads grad_loss on the device and multiplies by it in fp32 before the
+// one rounding. Floor: one read of the logits forward, one read and one write backward.
 #include "../common/cuda_types.cuh"
 #include "adversarial.h"
 
@@ -18,6 +18,12 @@ constexpr int threads = 256;
 constexpr int max_blocks = 512;
 constexpr int sums = 6;  // value, logits, right: of the real side, then of the fake side
 constexpr int64_t one_block_to = 16384;
+
+struct Problem {
+  AdversarialForm form;
+  LogitTerm term;
+  double factor;
+};
 
 template <class A>
 struct Point {
@@ -41,15 +47,22 @@ __device__ Point<A> evaluate(Phi phi, A z) {
   }
 }
 
+// Σ φ(z) + λ·x of a side's totals; without a slope infinite logits have no part in it.
+__device__ double value_of(const double* total, const LogitLine& line) {
+  return line.slope == 0 ? total[0] : total[0] + line.slope * total[1];
+}
+
 // The six totals, in thread 0, become the loss and the statistics.
 template <class A>
-__device__ void finish(const double* total, const LogitSide& real, const LogitSide& fake,
-                       bool paired, A* loss, A* stats) {
-  const double r = real.count < 0 ? 0 : 1 / double(real.count);
-  const double f = fake.count < 0 ? 0 : 1 / double(fake.count);
-  double value = real.count < 0 ? 0 : real.weight * (total[0] * r);
-  if (!paired && fake.count >= 0) value += fake.weight * (total[3] * f);
-  *loss = A(value);
+__device__ void finish(const double* total, const Problem& problem, A* loss, A* stats) {
+  const LogitLine &real = problem.form.real, &fake = problem.form.fake;
+  const int64_t real_count = problem.term.real_count, fake_count = problem.term.fake_count;
+  const double r = real_count < 0 ? 0 : 1 / double(real_count);
+  const double f = fake_count < 0 ? 0 : 1 / double(fake_count);
+  double value = real_count < 0 ? 0 : real.weight * (value_of(total, real) * r);
+  if (problem.form.pairing == Pairing::separate && fake_count >= 0)
+    value += fake.weight * (value_of(total + 3, fake) * f);
+  *loss = A(problem.factor * value);
   if (!stats) return;
   stats[0] = A(total[1] * r);
   stats[1] = A(total[4] * f);
@@ -58,42 +71,45 @@ __device__ void finish(const double* total, const LogitSide& real, const LogitSi
 }
 
 template <class T>
-__global__ void forward_kernel(Phi phi, LogitSide real, LogitSide fake, bool paired, Acc<T>* loss,
-                               Acc<T>* stats, double* scratch) {
+__global__ void forward_kernel(Problem problem, Acc<T>* loss, Acc<T>* stats, double* scratch) {
   using A = Acc<T>;
   __shared__ double shared[threads];
-  const T* r = static_cast<const T*>(real.logits);
-  const T* f = static_cast<const T*>(fake.logits);
+  const AdversarialForm& form = problem.form;
+  const LogitTerm& term = problem.term;
+  const bool paired = form.pairing == Pairing::paired;
+  const T* r = static_cast<const T*>(term.real);
+  const T* f = static_cast<const T*>(term.fake);
+  const A own = A(form.orientation);
   const int64_t first = blockIdx.x * int64_t(threads) + threadIdx.x;
   const int64_t stride = gridDim.x * int64_t(threads);
   double mine[sums] = {};
-  for (int64_t i = first; i < real.count; i += stride) {
+  for (int64_t i = first; i < term.real_count; i += stride) {
     const A x = A(r[i]);
-    A z = x * A(real.sign) + A(real.shift);
-    if (paired) z += A(f[i]) * A(fake.sign);
-    mine[0] += double(evaluate(phi, z).value);
+    A z = x * A(form.real.sign) + A(form.real.shift);
+    if (paired) z += A(f[i]) * A(form.fake.sign);
+    mine[0] += double(evaluate(form.phi, z).value);
     mine[1] += double(x);
-    mine[2] += x > A(0);
+    mine[2] += x * own > A(0);
   }
-  for (int64_t i = first; i < fake.count; i += stride) {
-    const A x = A(f[i]);
-    if (!paired) mine[3] += double(evaluate(phi, x * A(fake.sign) + A(fake.shift)).value);
+  for (int64_t i = first; i < term.fake_count; i += stride) {
+    const A x = A(f[i]), z = x * A(form.fake.sign) + A(form.fake.shift);
+    if (!paired) mine[3] += double(evaluate(form.phi, z).value);
     mine[4] += double(x);
-    mine[5] += x < A(0);
+    mine[5] += x * own < A(0);
   }
   double total[sums];
   for (int k = 0; k < sums; ++k) total[k] = block_sum<threads>(mine[k], shared);
   if (threadIdx.x != 0) return;
   if (gridDim.x == 1) {
-    finish(total, real, fake, paired, loss, stats);
+    finish(total, problem, loss, stats);
   } else {
     for (int k = 0; k < sums; ++k) scratch[blockIdx.x * sums + k] = total[k];
   }
 }
 
 template <class A>
-__global__ void finish_kernel(const double* scratch, int blocks, LogitSide real, LogitSide fake,
-                              bool paired, A* loss, A* stats) {
+__global__ void finish_kernel(const double* scratch, int blocks, Problem problem, A* loss,
+                              A* stats) {
   __shared__ double shared[threads];
   double total[sums];
   for (int k = 0; k < sums; ++k) {
@@ -102,36 +118,41 @@ __global__ void finish_kernel(const double* scratch, int blocks, LogitSide real,
       mine += scratch[block * sums + k];
     total[k] = block_sum<threads>(mine, shared);
   }
-  if (threadIdx.x == 0) finish(total, real, fake, paired, loss, stats);
+  if (threadIdx.x == 0) finish(total, problem, loss, stats);
 }
 
 template <class T>
-__global__ void backward_kernel(Phi phi, LogitSide real, LogitSide fake, bool paired,
-                                const Acc<T>* grad_loss, T* grad_real, T* grad_fake) {
+__global__ void backward_kernel(Problem problem, const Acc<T>* grad_loss) {
   using A = Acc<T>;
-  const T* r = static_cast<const T*>(real.logits);
-  const T* f = static_cast<const T*>(fake.logits);
+  const LogitTerm& term = problem.term;
+  const LogitLine &real = problem.form.real, &fake = problem.form.fake;
+  const Phi phi = problem.form.phi;
+  const bool paired = problem.form.pairing == Pairing::paired;
+  const T* r = static_cast<const T*>(term.real);
+  const T* f = static_cast<const T*>(term.fake);
+  T* grad_real = static_cast<T*>(term.grad_real);
+  T* grad_fake = static_cast<T*>(term.grad_fake);
   const int64_t first = blockIdx.x * int64_t(threads) + threadIdx.x;
   const int64_t stride = gridDim.x * int64_t(threads);
-  const double upstream = double(*grad_loss);
-  const double real_scale = upstream * real.weight / double(real.count);
-  const double fake_scale = upstream * fake.weight / double(fake.count);
-  for (int64_t i = first; i < real.count; i += stride) {
+  const double upstream = double(*grad_loss) * problem.factor;
+  const double real_scale = upstream * real.weight / double(term.real_count);
+  const double fake_scale = upstream * fake.weight / double(term.fake_count);
+  for (int64_t i = first; i < term.real_count; i += stride) {
     A z = A(r[i]) * A(real.sign) + A(real.shift);
     if (paired) z += A(f[i]) * A(fake.sign);
     const A slope = evaluate(phi, z).slope;
-    if (grad_real) grad_real[i] = T(slope * A(real_scale * real.sign));
+    if (grad_real) grad_real[i] = T(slope * A(real_scale * real.sign) + A(real_scale * real.slope));
     if (paired && grad_fake) grad_fake[i] = T(slope * A(real_scale * fake.sign));
   }
   if (paired || !grad_fake) return;
-  for (int64_t i = first; i < fake.count; i += stride) {
+  for (int64_t i = first; i < term.fake_count; i += stride) {
     const A slope = evaluate(phi, A(f[i]) * A(fake.sign) + A(fake.shift)).slope;
-    grad_fake[i] = T(slope * A(fake_scale * fake.sign));
+    grad_fake[i] = T(slope * A(fake_scale * fake.sign) + A(fake_scale * fake.slope));
   }
 }
 
-int64_t longest(const LogitSide& real, const LogitSide& fake) {
-  return real.count > fake.count ? real.count : fake.count;
+int64_t longest(const LogitTerm& term) {
+  return term.real_count > term.fake_count ? term.real_count : term.fake_count;
 }
 
 int blocks_for(int64_t count) {
@@ -145,25 +166,23 @@ Status launched() { return cudaGetLastError() == cudaSuccess ? Status::ok : Stat
 template <class T>
 Status forward(const AdversarialForward& args, double* scratch, cudaStream_t stream) {
   using A = Acc<T>;
-  const int blocks = blocks_for(longest(args.real, args.fake));
+  const Problem problem{args.form, *args.terms, args.factor};
+  const int blocks = blocks_for(longest(problem.term));
   A* loss = static_cast<A*>(args.loss);
   A* stats = static_cast<A*>(args.stats);
-  forward_kernel<T><<<blocks, threads, 0, stream>>>(args.phi, args.real, args.fake, args.paired,
-                                                    loss, stats, scratch);
+  forward_kernel<T><<<blocks, threads, 0, stream>>>(problem, loss, stats, scratch);
   if (blocks > 1)
-    finish_kernel<A><<<1, threads, 0, stream>>>(scratch, blocks, args.real, args.fake, args.paired,
-                                                loss, stats);
+    finish_kernel<A><<<1, threads, 0, stream>>>(scratch, blocks, problem, loss, stats);
   return launched();
 }
 
 template <class T>
 Status backward(const AdversarialBackward& args, cudaStream_t stream) {
-  const int64_t count = longest(args.real, args.fake);
-  const int64_t wanted = (count + threads - 1) / threads;
+  const Problem problem{args.form, *args.terms, args.factor};
+  const int64_t wanted = (longest(problem.term) + threads - 1) / threads;
   const int blocks = wanted < 1 ? 1 : wanted < 65536 ? int(wanted) : 65536;
-  backward_kernel<T><<<blocks, threads, 0, stream>>>(
-      args.phi, args.real, args.fake, args.paired, static_cast<const Acc<T>*>(args.grad_loss),
-      static_cast<T*>(args.grad_real), static_cast<T*>(args.grad_fake));
+  backward_kernel<T>
+      <<<blocks, threads, 0, stream>>>(problem, static_cast<const Acc<T>*>(args.grad_loss));
   return launched();
 }
 

@@ -1,18 +1,21 @@
 // Adversarial losses: the contract of the launchers.
 //
-// Every loss here is one function φ and, for each side (real logits r, fake logits f), three
-// numbers:
+// A list of discriminators gives terms, each with real logits r and fake logits f of lengths of its
+// own. Every loss here is one function φ and, for each side, a line: a sign s, a shift c, a weight
+// w and a slope λ that is added beside φ (label smoothing):
 //
-//   separate:  loss = w_r · mean φ(s_r·r + c_r)  +  w_f · mean φ(s_f·f + c_f)
-//   paired:    loss = w_r · mean φ(s_r·r + s_f·f + c_r)                (RpGAN; as many r as f)
+//   separate:  w_r · mean(φ(s_r·r + c_r) + λ_r·r)  +  w_f · mean(φ(s_f·f + c_f) + λ_f·f)
+//   paired:    w_r · mean φ(s_r·r + s_f·f + c_r)                (RpGAN; as many r as f)
+//   average:   w_r · mean φ(s_r·(r - mean f) + c_r)  +  w_f · mean φ(s_f·(f - mean r) + c_f)
 //
-//   hinge D     φ = relu      r: s -1, c 1      f: s 1, c 1
-//   vanilla D   φ = softplus  r: s -1           f: s 1
-//   LSGAN D     φ = square    r: c -b, w 1/2    f: c -a, w 1/2
-//   WGAN D      φ = identity  r: s -1           f: s 1
+//   hinge D       φ = relu      r: s -1, c 1      f: s 1, c 1
+//   vanilla D     φ = softplus  r: s -1           f: s 1            target 1 - ε: λ_r = ε
+//   LSGAN D       φ = square    r: c -b           f: c -a
+//   WGAN D        φ = identity  r: s -1           f: s 1
 //
-// A generator's loss is the same with one side absent. All sums are fp32 (fp64 for fp64
-// logits), in fixed chunks, so the result does not depend on the number of threads.
+// times `factor`, summed over the terms. A generator's loss is the same with one side absent. All
+// sums are fp32 (fp64 for fp64 logits), in fixed chunks, so the result does not depend on the
+// number of threads.
 #pragma once
 
 #include <stdint.h>
@@ -23,33 +26,43 @@
 namespace genkern {
 
 enum class Phi : int { softplus = 0, relu = 1, square = 2, identity = 3 };
+enum class Pairing : int { separate = 0, paired = 1, average = 2 };
 
-struct LogitSide {
-  const void* logits;  // contiguous
-  int64_t count;       // -1 where the side has no part in the loss
-  double sign, shift, weight;
+struct LogitLine {
+  double sign, shift, weight, slope;  // slope: of separate sides only
+};
+
+struct AdversarialForm {
+  Phi phi;
+  Pairing pairing;
+  double orientation;  // 1, or -1 where low logits mean real: for the statistics alone
+  LogitLine real, fake;
+};
+
+struct LogitTerm {
+  const void *real, *fake;         // contiguous
+  int64_t real_count, fake_count;  // -1 where the side has no part in the loss
+  void *grad_real, *grad_fake;     // in the logits' dtype, or null where not wanted
 };
 
 struct AdversarialForward {
-  Phi phi;
+  AdversarialForm form;
   DType dtype;
-  bool paired;
-  LogitSide real, fake;
-  void* loss;       // one float (double for fp64)
-  void* stats;      // four of the same, or null: mean r, mean f, share r > 0, share f < 0
-  void* grad_real;  // dloss/dr in the logits' dtype, or null
-  void* grad_fake;
+  double factor;
+  const LogitTerm* terms;  // their gradients: dloss/dr, dloss/df
+  int64_t count;
+  void* loss;   // one float (double for fp64)
+  void* stats;  // [4, count] of the same, or null: mean r, mean f, share r > 0, share f < 0
   int threads;
 };
 
 struct AdversarialBackward {
-  Phi phi;
+  AdversarialForm form;
   DType dtype;
-  bool paired;
-  LogitSide real, fake;
+  double factor;
+  const LogitTerm* terms;
+  int64_t count;
   const void* grad_loss;  // one float (double for fp64), multiplied in before rounding
-  void* grad_real;        // or null where not wanted
-  void* grad_fake;
   int threads;
 };
 
@@ -58,8 +71,9 @@ GK_EACH_LEVEL(Status adversarial_forward(const AdversarialForward& args);
 
 #ifdef GK_HAVE_CUDA
 namespace cuda {
-// The forward gives no gradients here (the host cannot see whether grad_loss is 1 without waiting,
-// so the backward computes them from the logits). `scratch`: so many bytes on the device.
+// One term, separate or paired. The forward gives no gradients here (the host cannot see whether
+// grad_loss is 1 without waiting, so the backward computes them from the logits). `scratch`: so
+// many bytes on the device.
 constexpr int64_t adversarial_scratch_bytes = 512 * 6 * sizeof(double);
 Status adversarial_forward(const AdversarialForward& args, void* scratch, void* stream);
 Status adversarial_backward(const AdversarialBackward& args, void* stream);

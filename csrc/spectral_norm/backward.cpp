@@ -10,9 +10,11 @@
 #include <stdlib.h>
 
 #include "../common/parallel.h"
+#include "../common/scratch.h"
 #include "../common/vec.h"
 #include "slabs.h"
 #include "spectral_norm.h"
+#include "vectors.h"
 
 namespace genkern {
 namespace GK_LEVEL {
@@ -43,18 +45,22 @@ double inner_product(const T* a, const T* b, int64_t n) {
   return total;
 }
 
-// out = g/σ + factor · v, one row of the matrix; g null means zero.
+// out = g/σ + factor · v, one row of the matrix; g null means zero. A last vector that the row
+// fills in part is written whole where `room` elements allow it: the next row comes after.
 template <class T>
-void write_row(const T* g, const Acc<T>* v, int64_t n, const Divisor<Acc<T>>& divide, Acc<T> factor,
-               T* out) {
+void write_row(const T* g, const Acc<T>* v, int64_t n, int64_t room, const Divisor<Acc<T>>& divide,
+               Acc<T> factor, T* out) {
   using A = Acc<T>;
   constexpr int step = lanes<A>();
   int64_t j = 0;
   for (; j + step <= n; j += step)
     store(out + j, (g ? divide(load(g + j)) : Vec<A>{}) + factor * load(v + j));
   if (j < n) {
-    const Vec<A> scaled = g ? divide(load_part(g + j, n - j)) : Vec<A>{};
-    store_part(out + j, scaled + factor * load_part(v + j, n - j), n - j);
+    const Vec<A> along = factor * load_part(v + j, n - j);
+    if (j + step <= room)
+      store(out + j, (g ? divide(load(g + j)) : Vec<A>{}) + along);
+    else
+      store_part(out + j, (g ? divide(load_part(g + j, n - j)) : Vec<A>{}) + along, n - j);
   }
 }
 
@@ -64,6 +70,7 @@ struct Layer {
   const SpectralBackward* args;
   Slabs slabs;
   double* products;  // one a task
+  const A* v;        // in the order of memory
 
   const T* grad() const { return static_cast<const T*>(args->grad_normalized); }
 
@@ -81,16 +88,18 @@ struct Layer {
     const A along = grad() ? A(product / double(sigma)) : A(0);
     const A factor = (grad_sigma ? *grad_sigma : A(0)) - along;
     const Divisor<A> divide(sigma);
-    const A* local = static_cast<const A*>(slabs.u_is_local ? args->u : args->v);
-    const A* summed = static_cast<const A*>(slabs.u_is_local ? args->v : args->u);
+    const A* u = static_cast<const A*>(args->u);
+    const A* local = slabs.u_is_local ? u : v;
+    const A* summed = slabs.u_is_local ? v : u;
     T* out = static_cast<T*>(args->grad_weight);
     for (int64_t slab = slabs.begin(task); slab < slabs.end(task); ++slab) {
       for (int64_t row = 0; row < slabs.rows; ++row) {
         const int64_t at = slab * slabs.size() + row * slabs.inner;
         const A* vector = slabs.nested ? local + slab * slabs.inner : summed;
         const A number = slabs.nested ? summed[row] : local[slab];
-        write_row(grad() ? grad() + at : nullptr, vector, slabs.inner, divide, factor * number,
-                  out + at);
+        const int64_t room = slabs.end(task) * slabs.size() - at;
+        write_row(grad() ? grad() + at : nullptr, vector, slabs.inner, room, divide,
+                  factor * number, out + at);
       }
     }
   }
@@ -98,26 +107,36 @@ struct Layer {
 
 template <class T>
 Status backward(const SpectralBackward* list, int64_t count, int threads) {
+  using A = Acc<T>;
   Layer<T>* layers = static_cast<Layer<T>*>(malloc(sizeof(Layer<T>) * size_t(count)));
   if (!layers) return Status::out_of_memory;
-  int64_t parts = 0, elements = 0;
+  int64_t parts = 0, elements = 0, turned = 0;
   for (int64_t i = 0; i < count; ++i) {
     const SpectralBackward& args = list[i];
     const Slabs slabs = slabs_of(args.outer, args.rows, args.inner, sizeof(T));
-    layers[i] = {&args, slabs, nullptr};
+    layers[i] = {&args, slabs, nullptr, static_cast<const A*>(args.v)};
+    if (args.v_leading > 1) turned += args.outer * args.inner;
     parts += slabs.tasks();
     elements += slabs.count * slabs.size();
   }
   double* products = static_cast<double*>(malloc(sizeof(double) * size_t(parts)));
   Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t(parts)));
-  if (!products || !tasks) {
-    free(layers), free(products), free(tasks);
+  A* vectors = static_cast<A*>(allocate_scratch(turned * int64_t(sizeof(A))));
+  if (!products || !tasks || !vectors) {
+    free(layers), free(products), free(tasks), free(vectors);
     return Status::out_of_memory;
   }
 
   const int64_t cut = order_tasks(layers, count, tasks);
   for (int64_t i = 0, used = 0; i < count; used += layers[i++].slabs.tasks())
     layers[i].products = products + used;
+  for (int64_t i = 0, used = 0; i < count; ++i) {
+    const int64_t leading = list[i].v_leading, cols = list[i].outer * list[i].inner;
+    if (leading == 1) continue;
+    transpose(layers[i].v, leading, cols, vectors + used);
+    layers[i].v = vectors + used;
+    used += cols;
+  }
 
   const int team = elements < parallel_from ? 1 : threads;
   parallel(parts, team, [&](int64_t i, int) {
@@ -130,7 +149,7 @@ Status backward(const SpectralBackward* list, int64_t count, int threads) {
     const Task& task = tasks[cut - 1 - i];
     layers[task.layer].write(task.part);
   });
-  free(layers), free(products), free(tasks);
+  free(layers), free(products), free(tasks), free(vectors);
   return Status::ok;
 }
 

@@ -85,17 +85,23 @@ struct Layer {
   }
 
   void read_state() {
-    read_vector(slabs.u_is_local ? args->u : args->v, slabs.locals(), local);
-    read_vector(slabs.u_is_local ? args->v : args->u, slabs.summed(), summed);
+    A* u = slabs.u_is_local ? local : summed;
+    A* v = slabs.u_is_local ? summed : local;
+    for (int64_t i = slabs.locals(); i < padded<A>(slabs.locals()); ++i) local[i] = 0;
+    for (int64_t i = slabs.summed(); i < padded<A>(slabs.summed()); ++i) summed[i] = 0;
+    if (args->wide_state || sizeof(T) == sizeof(A))
+      read_vectors(static_cast<const A*>(args->u), static_cast<const A*>(args->v), u, v);
+    else
+      read_vectors(static_cast<const T*>(args->u), static_cast<const T*>(args->v), u, v);
     for (int64_t i = slabs.locals(); i < padded<A>(slabs.locals()); ++i) spare[i] = 0;
   }
-  void read_vector(const void* from, int64_t n, A* to) const {
-    for (int64_t i = n; i < padded<A>(n); ++i) to[i] = 0;
-    if (args->wide_state || sizeof(T) == sizeof(A))
-      copy(to, static_cast<const A*>(from), n);
-    else
-      for (int64_t i = 0; i < n; ++i) to[i] = load_one(static_cast<const T*>(from) + i);
+  template <class S>
+  void read_vectors(const S* from_u, const S* from_v, A* u, A* v) const {
+    convert(from_u, rows(), u);
+    transpose(from_v, args->v_leading, cols(), v);
   }
+  int64_t rows() const { return args->rows; }
+  int64_t cols() const { return args->outer * args->inner; }
 
   // ---- Sweeps: how many, and which products each one holds ----
   int64_t sweeps() const {
@@ -176,22 +182,19 @@ struct Layer {
   }
 
   void write_results() const {
-    const A* u = slabs.u_is_local ? local : summed;
-    const A* v = slabs.u_is_local ? summed : local;
-    const int64_t rows = slabs.u_is_local ? slabs.locals() : slabs.summed();
-    const int64_t cols = slabs.u_is_local ? slabs.summed() : slabs.locals();
-    copy(args->new_u, u, rows);
-    copy(args->new_v, v, cols);
-    write_vector(u, rows, args->store_u);
-    write_vector(v, cols, args->store_v);
     *static_cast<A*>(args->sigma) = sigma;
-  }
-  void write_vector(const A* from, int64_t n, void* to) const {
-    if (!to) return;
+    write_vectors(static_cast<A*>(args->new_u), static_cast<A*>(args->new_v));
     if (args->wide_state || sizeof(T) == sizeof(A))
-      copy(to, from, n);
+      write_vectors(static_cast<A*>(args->store_u), static_cast<A*>(args->store_v));
     else
-      for (int64_t i = 0; i < n; ++i) store_one(static_cast<T*>(to) + i, from[i]);
+      write_vectors(static_cast<T*>(args->store_u), static_cast<T*>(args->store_v));
+  }
+  template <class S>
+  void write_vectors(S* u, S* v) const {
+    const A* own_u = slabs.u_is_local ? local : summed;
+    const A* own_v = slabs.u_is_local ? summed : local;
+    if (u) convert(own_u, rows(), u);
+    if (v) transpose(own_v, cols() / args->v_leading, cols(), v);
   }
 
   void normalize(int64_t task) const {

@@ -1,10 +1,14 @@
 // Spectral normalization of a list of weights: the contract of the launchers. Formulas:
 // genkern/ops/spectral_norm/reference.py.
 //
-// A weight is a contiguous tensor seen as [outer, rows, inner]: the matrix of kernels' and papers'
-// W [rows, cols] with cols = outer·inner has W(i, o·inner + j) at (o·rows + i)·inner + j.
+// A weight fills its memory without gaps, seen as [outer, rows, inner]: the matrix of kernels' and
+// papers' W [rows, cols] with cols = outer·inner has W(i, o·inner + j) at (o·rows + i)·inner + j.
 // Normalising dimension 0 means outer = 1, a plain row-major matrix; dimension 1 (transposed
 // convolutions) has outer = shape[0].
+//
+// The columns may lie in memory in another order than v's: v as a matrix [v_leading, …], memory as
+// its transpose. A channels_last weight normalised along dimension 0 has v_leading = shape[1];
+// v_leading = 1 is one order for both. v is in its own order here wherever it comes or goes.
 //
 // "Sum type": float, double for fp64 weights; everything is computed in it.
 #pragma once
@@ -22,7 +26,7 @@ enum class UpdateOrder : int { u_first = 0, v_first = 1 };
 
 struct SpectralForward {
   const void* weight;
-  int64_t outer, rows, inner;
+  int64_t outer, rows, inner, v_leading;
   int64_t iterations;  // 0: u and v as they are
   bool wide_state;     // u, v and their stores have the sum type rather than the weights' dtype
   const void* u;       // [rows], before
@@ -38,7 +42,7 @@ struct SpectralForward {
 struct SpectralBackward {
   const void* grad_normalized;  // null where this output got no gradient
   const void* normalized;
-  int64_t outer, rows, inner;
+  int64_t outer, rows, inner, v_leading;
   const void* u;  // the forward's new_u and new_v
   const void* v;
   const void* sigma;

@@ -10,16 +10,11 @@
 
 #include "../common/vec.h"
 #include "slabs.h"
+#include "vectors.h"
 
 namespace genkern {
 namespace GK_LEVEL {
 namespace spectral {
-
-// Vectors of length n are allocated at padded<A>(n), so that whole vectors may be read and written.
-template <class A>
-constexpr int64_t padded(int64_t n) {
-  return (n + lanes<A>() - 1) / lanes<A>() * lanes<A>();
-}
 
 // `slabs` row-major slabs at once, each a row of n elements. in: padded with zeros; sums: padded.
 template <class T, int slabs, bool gather, bool scatter>
@@ -47,52 +42,91 @@ inline void sweep_rows(const T* w, int64_t n, const Acc<T>* in, Acc<T>* local, A
     for (int r = 0; r < slabs; ++r) factors[r] = splat(local[r]);
     int64_t j = 0;
     for (; j + step <= n; j += step) {
-      Vec<A> x = load(sums + j);
-      for (int r = 0; r < slabs; ++r) x += factors[r] * load(w + r * n + j);
-      store(sums + j, x);
+      Vec<A> x = factors[0] * load(w + j);
+      for (int r = 1; r < slabs; ++r) x += factors[r] * load(w + r * n + j);
+      store(sums + j, load(sums + j) + x);
     }
     if (j < n) {
-      Vec<A> x = load(sums + j);
-      for (int r = 0; r < slabs; ++r) x += factors[r] * load_part(w + r * n + j, n - j);
-      store(sums + j, x);
+      Vec<A> x = factors[0] * load_part(w + j, n - j);
+      for (int r = 1; r < slabs; ++r) x += factors[r] * load_part(w + r * n + j, n - j);
+      store(sums + j, load(sums + j) + x);
     }
   }
 }
 
-// One nested slab [rows, n].
-template <class T, bool gather, bool scatter>
-inline void sweep_nested(const T* w, int64_t rows, int64_t n, const Acc<T>* in, Acc<T>* local,
-                         Acc<T>* sums) {
+// A vector at `from`, of which the first n lanes are wanted: all are read where memory up to `end`
+// allows it, which is much faster.
+template <class T>
+inline Vec<Acc<T>> load_first(const T* from, int64_t n, const T* end) {
+  return end - from >= lanes<Acc<T>>() ? load(from) : load_part(from, n);
+}
+
+// The gather of one nested slab [rows, n]; `end` of the weight.
+template <class T>
+inline void gather_nested(const T* w, int64_t rows, int64_t n, const T* end, const Acc<T>* in,
+                          Acc<T>* local) {
   using A = Acc<T>;
   constexpr int step = lanes<A>();
   for (int64_t j = 0; j < n; j += step) {
     const int64_t part = n - j < step ? n - j : step;
-    if (gather) {
-      Vec<A> totals[4] = {};
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4)
-        for (int k = 0; k < 4; ++k) totals[k] += in[r + k] * load_part(w + (r + k) * n + j, part);
-      for (; r < rows; ++r) totals[0] += in[r] * load_part(w + r * n + j, part);
-      store_part(local + j, (totals[0] + totals[1]) + (totals[2] + totals[3]), part);
-    }
-    if (scatter) {
-      const Vec<A> x = load_part(local + j, part);
-      for (int64_t r = 0; r < rows; ++r) sums[r] += sum(load_part(w + r * n + j, part) * x);
+    Vec<A> totals[4] = {};
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4)
+      for (int k = 0; k < 4; ++k)
+        totals[k] += in[r + k] * load_first(w + (r + k) * n + j, part, end);
+    for (; r < rows; ++r) totals[0] += in[r] * load_first(w + r * n + j, part, end);
+    const Vec<A> total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
+    if (part == step)
+      store(local + j, total);
+    else
+      store_part(local + j, total, part);
+  }
+}
+
+// The scatter of `count` nested slabs into the sums of `group` rows, the first at w: a sum across a
+// vector's lanes costs as much as many products, so it comes last.
+template <class T, int group>
+inline void scatter_nested(const T* w, int64_t count, int64_t size, int64_t n, const T* end,
+                           const Acc<T>* local, Acc<T>* sums) {
+  using A = Acc<T>;
+  constexpr int step = lanes<A>();
+  Vec<A> totals[group] = {};
+  for (int64_t i = 0; i < count; ++i, w += size, local += n) {
+    for (int64_t j = 0; j < n; j += step) {
+      const int64_t part = n - j < step ? n - j : step;
+      const Mask<A> wanted = first_lanes<A>(part);
+      const Vec<A> x = part == step ? load(local + j) : load_part(local + j, part);
+      for (int k = 0; k < group; ++k) {
+        const Vec<A> product = load_first(w + k * n + j, part, end) * x;
+        totals[k] += part == step ? product : select(wanted, product, Vec<A>{});
+      }
     }
   }
+  for (int k = 0; k < group; ++k) sums[k] += sum(totals[k]);
 }
 
 // Slabs [begin, end) of the weight at w. `sums` are added to.
 template <class T, bool gather, bool scatter>
 void sweep(const Slabs& slabs, int64_t begin, int64_t end, const T* w, const Acc<T>* in,
            Acc<T>* local, Acc<T>* sums) {
+  const int64_t size = slabs.size(), rows = slabs.rows, n = slabs.inner;
   if (slabs.nested) {
-    for (int64_t i = begin; i < end; ++i)
-      sweep_nested<T, gather, scatter>(w + i * slabs.size(), slabs.rows, slabs.inner, in,
-                                       local + i * slabs.inner, sums);
+    const T* all = w + slabs.count * size;
+    if (gather)
+      for (int64_t i = begin; i < end; ++i)
+        gather_nested(w + i * size, rows, n, all, in, local + i * n);
+    if (scatter) {
+      constexpr int group = 8;
+      const T* first = w + begin * size;
+      const Acc<T>* own = local + begin * n;
+      int64_t r = 0;
+      for (; r + group <= rows; r += group)
+        scatter_nested<T, group>(first + r * n, end - begin, size, n, all, own, sums + r);
+      for (; r < rows; ++r)
+        scatter_nested<T, 1>(first + r * n, end - begin, size, n, all, own, sums + r);
+    }
     return;
   }
-  const int64_t n = slabs.inner;
   int64_t i = begin;
   for (; i + 4 <= end; i += 4) sweep_rows<T, 4, gather, scatter>(w + i * n, n, in, local + i, sums);
   for (; i < end; ++i) sweep_rows<T, 1, gather, scatter>(w + i * n, n, in, local + i, sums);

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 import genkern
-from genkern import losses
 from genkern.bench.likelihood_workloads import likelihoods
+from genkern.bench.loss_workloads import loss_workloads
 from genkern.bench.penalty_workloads import penalties
 from genkern.bench.spectral_workloads import spectral_norms
 from genkern.bench.workload import Workload, compiled, numbers
@@ -100,42 +100,12 @@ def attentions():
                 )
 
 
-# ---- Losses -------------------------------------------------------------------------------------
-
-EAGER_LOSSES = {
-    "hinge": lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
-    "nonsaturating": lambda r, f: F.softplus(-r).mean() + F.softplus(f).mean(),
-    "lsgan": lambda r, f: 0.5 * (r - 1).square().mean() + 0.5 * f.square().mean(),
-    "wgan": lambda r, f: f.mean() - r.mean(),
-    "rpgan": lambda r, f: F.softplus(f - r).mean(),
-}
-
-
-def adversarial(name, count, dtype=torch.float32, quick=False):
-    def build(implementation, dtype):
-        real, fake = numbers(count, dtype=dtype), numbers(count, dtype=dtype)
-        ours = implementation == "genkern"
-        function = compiled(losses.get(name).d if ours else EAGER_LOSSES[name], implementation)
-
-        def step():
-            loss = function(real, fake)
-            return loss, *torch.autograd.grad(loss, (real, fake))
-
-        return step
-
-    return Workload(f"{name} D", str(count), dtype, build, quick=quick)
-
-
 def all_workloads():
     """Every workload, `quick` ones marked."""
     return [
         *attentions(),
         *spectral_norms(),
-        adversarial("hinge", 64, quick="compiled"),
-        adversarial("hinge", 262144, quick="compiled"),
-        *[adversarial(name, 64) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
-        *[adversarial(name, 262144) for name in ("nonsaturating", "lsgan", "wgan", "rpgan")],
-        adversarial("nonsaturating", 262144, dtype=torch.bfloat16),
+        *loss_workloads(),
         *penalties(),
         *likelihoods(),
     ]

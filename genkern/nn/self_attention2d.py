@@ -3,10 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 import genkern
-from genkern.nn.spectral_norm import SpectralNorm
+from genkern.nn.spectral_norm.layer import normalization
 
 CONVOLUTIONS = ("theta", "phi", "g", "o")
 
@@ -72,35 +71,18 @@ def _as_sequence(image: Tensor) -> Tensor:
 
 
 def _translate_biggan(block, state_dict, prefix, *others):
-    """Turns BigGAN-PyTorch's gamma and normalised weights into ours, before they are loaded.
-
-    Its u0 [1, rows] starts the next half step, v ← norm(Wᵀu), u ← norm(W v); σ = ‖W v‖. So that
-    step is taken here: σ = u·(W v) of the new u and v is the σ that BigGAN uses in eval mode."""
+    """Gives BigGAN-PyTorch's gamma our shape, before it is loaded. Its normalised weights are
+    translated by the layers that are normalised; here it is said where one isn't."""
     gamma = state_dict.get(f"{prefix}gamma")
     if gamma is not None and gamma.dim() == 0:
         state_dict[f"{prefix}gamma"] = gamma.reshape(1)
     for name in CONVOLUTIONS:
-        weight, u0 = (state_dict.get(f"{prefix}{name}.{key}") for key in ("weight", "u0"))
         convolution = getattr(block, name)
-        if weight is None or u0 is None or "u0" in dict(convolution.named_buffers()):
+        if f"{prefix}{name}.u0" not in state_dict or "u0" in dict(convolution.named_buffers()):
             continue
-        if not _is_normalised(convolution):
+        if normalization(convolution, "weight") is None:
             error_messages = others[-1]
             error_messages.append(
                 f"SelfAttention2d: {prefix}{name}.u0 is BigGAN's spectral normalisation, and this "
                 f"block has none: call genkern.spectral_norm(block, recurse=True) before loading."
             )
-            continue
-        matrix = weight.flatten(1)
-        v = F.normalize(matrix.mT @ u0.flatten(), dim=0, eps=1e-12)
-        u = F.normalize(matrix @ v, dim=0, eps=1e-12)
-        new = f"{prefix}{name}.parametrizations.weight"
-        state_dict.update({f"{new}.original": weight, f"{new}.0._u": u, f"{new}.0._v": v})
-        for key in ("weight", "u0", "sv0"):
-            state_dict.pop(f"{prefix}{name}.{key}", None)
-
-
-def _is_normalised(convolution):
-    if not parametrize.is_parametrized(convolution, "weight"):
-        return False
-    return isinstance(convolution.parametrizations.weight[0], SpectralNorm)

@@ -3,7 +3,7 @@
 Both take the user's own modules and batches from any DataLoader. `genkern train` is made of them.
 """
 
-from genkern.train.ema import averaged
+from genkern.nn.averaging import averaged
 from genkern.train.gan_trainer import GANStep, GANTrainer
 from genkern.train.lm_trainer import LMStep, LMTrainer
 

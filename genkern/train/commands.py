@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from genkern.backend import BACKENDS
+from genkern.losses.adversarial import NAMES as LOSSES
 from genkern.train.errors import TrainError
 
 EXTRA = {"sklearn": "scikit-learn", "PIL": "Pillow", "safetensors": "safetensors", "rich": "rich"}
-LOSSES = ("hinge", "nonsaturating", "lsgan", "wgan", "rpgan")
 
 TRAIN_HELP = """\
 Trains a GAN on scikit-learn's digits or on a folder of images (gan, the default), or a language

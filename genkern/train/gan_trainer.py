@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genkern import losses
-from genkern.train.ema import averaged
+from genkern.nn.averaging import averaged
 
 
 class GANStep(NamedTuple):
@@ -120,7 +120,7 @@ class GANTrainer:
     def _step_g(self, real, labels):
         fake_logits = self.D(self.G(self.noise(len(real)), labels), labels)
         real_logits = None
-        if isinstance(self.loss, losses.RelativisticLoss):
+        if self.loss.needs_real:
             with torch.no_grad():
                 real_logits = self.D(real, labels)
         loss = self.loss.g(fake_logits, real_logits)

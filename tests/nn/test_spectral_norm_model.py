@@ -304,6 +304,7 @@ def test_copies_of_one_layer(how):
     assert torch.equal(layer.weight, other.weight)
     parametrize.remove_parametrizations(other, "weight")
     assert type(other) is nn.Linear
+    assert layer.weight.shape == (3, 4)  # torch's copies share a class, and lose it together
 
 
 # ---- Memory -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import genkern
-from genkern.ops.spectral_norm import op, reference
+from genkern.ops.spectral_norm import launch, op, reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -254,6 +254,8 @@ def strided(weight, how):
         return weight.contiguous(memory_format=torch.channels_last)
     if how == "transposed":
         return weight.transpose(0, 1).contiguous().transpose(0, 1)
+    if how == "swapped":
+        return weight.transpose(2, 3).contiguous().transpose(2, 3)
     if how == "sliced":
         return torch.stack([weight, weight], dim=-1)[..., 0]
     if how == "misaligned":
@@ -261,7 +263,9 @@ def strided(weight, how):
     return torch._neg_view(-weight)
 
 
-@pytest.mark.parametrize("how", ["channels_last", "transposed", "sliced", "misaligned", "negated"])
+@pytest.mark.parametrize(
+    "how", ["channels_last", "transposed", "swapped", "sliced", "misaligned", "negated"]
+)
 def test_strides(how, poisoned):
     weights, us, vs, dims = layers([((12, 5, 3, 4), 0), ((6, 7, 4, 4), 1)])
     cotangents = cotangents_of(weights)
@@ -274,6 +278,44 @@ def test_strides(how, poisoned):
         torch.testing.assert_close(g, e, rtol=1e-12, atol=1e-12)
     for result, weight in zip(got, other, strict=False):
         assert result.stride() == torch.empty_like(weight).stride()
+
+
+@every_dtype
+@pytest.mark.parametrize("update", [False, True])
+def test_dense_memory_is_read_as_it_lies(dtype, update, poisoned, monkeypatch, cpu_level):
+    """channels_last of images and volumes, Linear's transposed: no copy of a weight or gradient,
+    small ones, some that are cut, and one whose vectors need another order."""
+    shapes = [((12, 5, 3, 4), 0), ((6, 7, 4, 4), 1), ((300, 64, 4, 4), 0), ((80, 70, 6, 6), 1)]
+    arguments = layers([*shapes, ((5, 3, 2, 3, 2), 0), ((30, 20), 0), ((700, 400), 0)], dtype)
+    weights, us, vs, dims = arguments
+    formats = [torch.channels_last] * 4 + [torch.channels_last_3d]
+    of_weights, of_sigma = cotangents_of(weights)
+
+    def relaid(tensors):
+        images = [x.contiguous(memory_format=f) for x, f in zip(tensors, formats, strict=False)]
+        return [*images, *[x.t().contiguous().t() for x in tensors[5:]]]
+
+    other = [w.detach().requires_grad_() for w in relaid(weights)]
+    cotangents = relaid(of_weights), of_sigma
+    exact, exact_grads = natively(*arguments, cotangents)
+    eager, eager_grads = run(*arguments, cotangents, backend="reference")
+    monkeypatch.setattr(launch, "_contiguous", lambda *_: pytest.fail("a copy"))
+    monkeypatch.setattr(launch, "_laid_out_as", lambda weight, grad: untouched(grad, weight))
+    monkeypatch.setattr(launch, "_restore", untouched)
+    got, grads = run(other, us, vs, dims, cotangents, update=update)
+    assert_exact(got, eager, exact, dtype)
+    assert_exact(grads, eager_grads, exact_grads, dtype, gradient_scales(exact, cotangents))
+    for result, gradient, weight in zip(got, grads, other, strict=False):
+        assert result.stride() == weight.stride() == gradient.stride()
+    if update:
+        count = len(us)
+        for x, e in zip([*us, *vs], got[count : 3 * count], strict=True):
+            assert torch.equal(x, e.to(dtype))
+
+
+def untouched(result, like):
+    assert result.stride() == like.stride(), "a copy"
+    return result
 
 
 def test_a_whole_network_of_strided_vectors_is_updated():
@@ -313,9 +355,10 @@ def test_vectors_in_full_precision_beside_half_weights(dtype, cpu_level):
     dtype=st.sampled_from(DTYPES),
     order=st.sampled_from(reference.ORDERS),
     n=st.integers(0, 3),
+    permutation=st.permutations(range(4)),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(shape, dim, dtype, order, n, seed):
+def test_any_shape_in_any_memory(shape, dim, dtype, order, n, permutation, seed):
     torch.manual_seed(seed)
     dim %= len(shape)
     while torch.Size(shape).numel() > 20000:
@@ -323,6 +366,10 @@ def test_any_shape(shape, dim, dtype, order, n, seed):
     weights, us, vs, dims = layers([(tuple(shape), dim), ((9, 4), 0)], dtype)
     cotangents = cotangents_of(weights)
     options = {"n_power_iterations": n, "order": order}
+    outwards = [i for i in permutation if i < len(shape)]
+    back = [outwards.index(i) for i in range(len(shape))]
+    with torch.no_grad():
+        weights[0].set_(weights[0].permute(outwards).contiguous().permute(back))
     got, grads = run(weights, us, vs, dims, cotangents, **options)
     eager, eager_grads = run(weights, us, vs, dims, cotangents, backend="reference", **options)
     exact, exact_grads = natively(weights, us, vs, dims, cotangents, **options)

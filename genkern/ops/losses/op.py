@@ -5,9 +5,8 @@ autograd.Function straight onto the binding; torch.compile and export see the li
 `genkern::adversarial_loss`.
 """
 
-from typing import NamedTuple
-
 import torch
+from torch import Tensor
 
 from genkern import backend as backends
 from genkern._native import native
@@ -26,281 +25,397 @@ from genkern.ops._tensors import (
     materialized,
 )
 from genkern.ops.losses import reference
+from genkern.ops.losses.form import form_of
 
 OP = "adversarial_loss"
 BACKWARD = OP + ".backward"
 KERNELS = ("cpu", "cuda")
-PHI_NUMBER = {"softplus": 0, "relu": 1, "square": 2, "identity": 3}
+# A loss that is linear in so few logits is torch's own mean: see `_linear_loss_of_few`.
+FEW = 4096
+SCALAR = {dtype: torch.empty((), dtype=result) for dtype, result in ARITHMETIC.items()}
 
 
-class Side(NamedTuple):
-    """z = sign · logit + shift, and the weight of this side's mean."""
+def adversarial_loss(form, real, fake, factor=1.0, reduction="sum", stats=False):
+    """The loss (0-dim), and with `stats` a tensor [4] of statistics, [4, discriminators] for lists.
 
-    sign: float = 1.0
-    shift: float = 0.0
-    weight: float = 1.0
-
-
-class Form:
-    """A loss: φ by name, one `Side` each for real and fake logits, and whether they go in pairs."""
-
-    __slots__ = ("fake", "launch_constants", "paired", "phi", "real")
-
-    def __init__(self, phi, real=None, fake=None, paired=False):
-        self.phi, self.paired = phi, paired
-        self.real, self.fake = real or Side(), fake or Side()
-        self.launch_constants = (PHI_NUMBER[phi], paired, *self.real, *self.fake)
-
-
-def adversarial_loss(form, real, fake, stats=False):
-    """The loss (0-dim), and with `stats` a tensor of four statistics. `real` may be None.
-
-    At 64 logits a call is all overhead, so the path from here to the kernel is kept short.
+    `real` and `fake` are logits, or lists of logits by discriminator whose losses `reduction` adds
+    up or averages. `real` may be None. At 64 logits a call is all overhead, so the path from here
+    to the kernel is kept short.
     """
+    if reduction != "sum" and reduction != "mean":
+        raise ValueError(f'{OP}: reduction must be "sum" or "mean", not {reduction!r}')
     compiling = torch.compiler.is_compiling()
-    ready = not compiling and is_ready(fake)
-    if ready and real is not None:
-        ready = is_ready(real) and real.dtype is fake.dtype
-    if not ready:
-        check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
-    if form.paired and real.shape != fake.shape:
+    if form.phi == "identity" and not stats and not compiling:
+        loss = _linear_loss_of_few(form, real, fake, factor)
+        if loss is not None:
+            return loss
+    if (
+        not compiling
+        and is_ready(fake)
+        and (real is None or (is_ready(real) and real.dtype is fake.dtype))
+    ):
+        if real is None:
+            return _apply(form, factor, stats, 1, fake)
+        if form.pairing == "paired":
+            _check_pair("real", real, "fake", fake)
+        return _apply(form, factor, stats, 1, real, fake)
+    if isinstance(fake, (list, tuple)) or isinstance(real, (list, tuple)):
+        return _of_lists(form, real, fake, factor, reduction, stats)
+    check_floating(OP, **({} if real is None else {"real": real}), fake=fake)
+    if form.pairing == "paired":
+        _check_pair("real", real, "fake", fake)
+    return _unready(form, [] if real is None else [real], [fake], factor, stats)
+
+
+def _check_pair(real_name, real, fake_name, fake):
+    if real.shape != fake.shape:
         raise ValueError(
-            f"{OP}: real and fake go in pairs here and must have one shape, not "
+            f"{OP}: {real_name} and {fake_name} go in pairs here and must have one shape, not "
             f"{tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    if ready:
-        result = _apply(form, real, fake, stats)
-    elif not compiling and is_plain(fake) and (real is None or is_plain(real)):
-        result = _apply(form, _dense("real", real), _dense("fake", fake), stats)
+
+
+def _of_lists(form, real, fake, factor, reduction, stats):
+    for name, side in (("real", real), ("fake", fake)):
+        if not isinstance(side, (list, tuple)) and not (name == "real" and side is None):
+            raise TypeError(
+                f"{OP}: {name} must be a list of logits by discriminator, like the other side, "
+                f"not {type(side).__name__}"
+            )
+    if not fake:
+        raise ValueError(f"{OP}: fake must hold the logits of at least one discriminator, not none")
+    if real is not None and len(real) != len(fake):
+        raise ValueError(
+            f"{OP}: real and fake must hold the logits of as many discriminators, not of "
+            f"{len(real)} and {len(fake)}"
+        )
+    reals, fakes = [] if real is None else list(real), list(fake)
+    names = [
+        f"{name}[{i}]" for name, x in (("real", reals), ("fake", fakes)) for i in range(len(x))
+    ]
+    check_floating(OP, **dict(zip(names, [*reals, *fakes], strict=True)))
+    if form.pairing == "paired":
+        for i, (r, f) in enumerate(zip(reals, fakes, strict=True)):
+            _check_pair(f"real[{i}]", r, f"fake[{i}]", f)
+    if reduction == "mean":
+        factor = factor / len(fakes)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and all(map(is_ready, reals)) and all(map(is_ready, fakes)):
+        result = _apply(form, factor, stats, len(fakes), *reals, *fakes)
     else:
-        constants = form.phi, form.paired, [*form.real, *form.fake]
-        result = torch.ops.genkern.adversarial_loss(real, fake, *constants)
+        result = _unready(form, reals, fakes, factor, stats)
+    return (result[0], result[1].view(4, -1)) if stats else result
+
+
+def _unready(form, reals, fakes, factor, stats):
+    """Logits that are not dense on the CPU: elsewhere, strided, lazy, traced, or of a subclass."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and all(map(is_plain, reals)) and all(map(is_plain, fakes)):
+        logits = [*_dense("real", reals), *_dense("fake", fakes)]
+        return _apply(form, factor, stats, len(fakes), *logits)
+    result = torch.ops.genkern.adversarial_loss(reals, fakes, *form.constants(), factor)
     return result if stats else result[0]
 
 
 class _Adversarial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, form, real, fake, stats):
-        backend = backends.choose(OP, fake, KERNELS)
-        ctx.save_for_backward(real, fake)
-        ctx.form, ctx.backend = form, backend
+    def forward(ctx, form, factor, stats, count, *logits):
+        backend = _choose(OP, form, logits, count)
+        ctx.save_for_backward(*logits)
+        ctx.call = form, factor, count, backend
+        ctx.gradients = None
         if backend == "cpu":
-            _, need_real, need_fake, _ = ctx.needs_input_grad
+            needed = ctx.needs_input_grad[4:]
             loss, statistics, ctx.gradients = _forward_cpu(
-                form, real, fake, stats, need_real, need_fake
+                form, factor, stats, count, logits, needed
             )
         else:
-            loss, statistics = _forward(backend, form, real, fake, stats)
-            ctx.gradients = None
-        if stats:
-            ctx.mark_non_differentiable(statistics)
+            loss, statistics = _forward(backend, form, factor, stats, count, logits)
+        if not stats:
+            return loss
+        ctx.mark_non_differentiable(statistics)
         return loss, statistics
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
-        if torch.is_grad_enabled():
-            return None, *_differentiable_backward(ctx.form, *ctx.saved_tensors, grad_loss), None
+    def backward(ctx, grad_loss, *_):
         gradients = ctx.gradients
-        if gradients is not None:
+        if gradients is not None and not torch.is_grad_enabled():
             ctx.gradients = None  # given away once: nobody else may hold them
             if grad_loss.item() == 1:
                 if backends.listeners:
                     backends.record(BACKWARD, "cpu", "computed in the forward's pass")
-                return None, *gradients, None
-        backends.record(BACKWARD, ctx.backend, "as the forward")
-        _, need_real, need_fake, _ = ctx.needs_input_grad
-        real, fake = ctx.saved_tensors
-        grads = _backward(ctx.backend, ctx.form, real, fake, grad_loss, need_real, need_fake)
-        return None, *grads, None
+                return None, None, None, None, *gradients
+        (form, factor, count, backend), logits = ctx.call, ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = _differentiable_backward(form, factor, count, logits, grad_loss)
+            return None, None, None, None, *grads
+        backends.record(BACKWARD, backend, "as the forward")
+        needed = ctx.needs_input_grad[4:]
+        grads = _backward(backend, form, factor, count, logits, grad_loss, needed)
+        return None, None, None, None, *grads
 
 
 _apply = entry(_Adversarial)
 
 
-def _differentiable_backward(form, real, fake, grad_loss):
+def _choose(op, form, logits, count):
+    """CUDA has kernels for one discriminator's logits, and not for those of averages."""
+    kernels = KERNELS if count == 1 and form.pairing != "average" else ("cpu",)
+    return backends.choose(op, logits[-1], kernels)
+
+
+def _split(logits, count):
+    """(reals, fakes); no reals where that side has no part."""
+    return list(logits[:-count]), list(logits[-count:])
+
+
+def _differentiable_backward(form, factor, count, logits, grad_loss):
     backends.record(BACKWARD, "reference", "create_graph: the kernels give one derivative")
     return differentiable_gradients(
-        lambda r, f: reference.adversarial_loss(form, r, f), (real, fake), (grad_loss,)
+        lambda *x: reference.adversarial_loss(form, *_split(x, count), factor),
+        logits,
+        (grad_loss,),
     )
 
 
-def _forward(backend, form, real, fake, stats):
+def _forward(backend, form, factor, stats, count, logits):
     """(loss, statistics or None) of dense logits."""
-    if backend == "reference":
-        loss = reference.adversarial_loss(form, real, fake).detach()
-        return loss, reference.statistics(real, fake) if stats else None
     if backend == "cpu":
-        return _forward_cpu(form, real, fake, stats, False, False)[:2]
+        return _forward_cpu(form, factor, stats, count, logits, ())[:2]
+    if backend == "reference":
+        sides = _split(logits, count)
+        loss = reference.adversarial_loss(form, *sides, factor).detach()
+        return loss, reference.statistics(form, *sides).flatten() if stats else None
+    fake = logits[-1]
     with torch.cuda.device(fake.device):
         loss = fake.new_empty((), dtype=ARITHMETIC[fake.dtype])
         statistics = loss.new_empty(4) if stats else None
         scratch = fake.new_empty(native.adversarial_cuda_scratch_bytes, dtype=torch.uint8)
         native.adversarial_forward_cuda(
-            *form.launch_constants,
+            form.native(),
             DTYPE_NUMBER[fake.dtype],
-            *_flat(real),
-            *_flat(fake),
+            factor,
+            _terms(logits, count),
             loss.data_ptr(),
-            _address(statistics),
+            0 if statistics is None else statistics.data_ptr(),
             scratch.data_ptr(),
             torch.cuda.current_stream().cuda_stream,
         )
     return loss, statistics
 
 
-def _forward_cpu(form, real, fake, stats, need_real, need_fake):
-    """(loss, statistics or None, (grad_real, grad_fake) or None)
+def _forward_cpu(form, factor, stats, count, logits, needed):
+    """(loss, statistics or None, gradients or None)
 
-    In full precision the one pass over the logits gives the loss's gradients too, where needed. In
-    half precision they would be rounded before grad_output is known: a loss scale comes too late.
+    The one pass over the logits gives the loss's gradients too, where needed. Not in fp16, where
+    they would be rounded before grad_output is known: a loss scale would come too late.
     """
-    statistics = grad_real = grad_fake = gradients = None
-    if fake.dtype is torch.float32 or fake.dtype is torch.float64:
-        loss = fake.new_empty(())
-        if form.phi != "identity" and (need_real or need_fake):
-            grad_real = torch.empty_like(real) if need_real else None
-            grad_fake = torch.empty_like(fake) if need_fake else None
-            gradients = grad_real, grad_fake
-    else:
-        loss = fake.new_empty((), dtype=torch.float32)
-    if stats:
-        statistics = loss.new_empty(4)
+    dtype = logits[-1].dtype
+    loss = torch.empty_like(SCALAR[dtype])
+    statistics = loss.new_empty(4 * count) if stats else None
+    gradients = None
+    if form.phi != "identity" and dtype is not torch.float16 and True in needed:
+        gradients = _empty_gradients(logits, needed)
     native.adversarial_forward(
-        *form.launch_constants,
-        DTYPE_NUMBER[fake.dtype],
-        0 if real is None else real.data_ptr(),
-        -1 if real is None else real.numel(),
-        fake.data_ptr(),
-        fake.numel(),
+        form.native(),
+        DTYPE_NUMBER[dtype],
+        factor,
+        _terms(logits, count, gradients),
         loss.data_ptr(),
         0 if statistics is None else statistics.data_ptr(),
-        0 if grad_real is None else grad_real.data_ptr(),
-        0 if grad_fake is None else grad_fake.data_ptr(),
         torch.get_num_threads(),
     )
     return loss, statistics, gradients
 
 
-def _backward(backend, form, real, fake, grad_loss, need_real, need_fake):
-    """(grad_real or None, grad_fake or None)"""
+def _backward(backend, form, factor, count, logits, grad_loss, needed):
+    """The gradients of the logits, None where not needed."""
     if form.phi == "identity":
-        return _linear_gradients(form, real, fake, grad_loss, need_real, need_fake)
+        return _linear_gradients(form, factor, count, logits, grad_loss, needed)
     if backend == "reference":
         with torch.enable_grad():
-            inputs = [None if x is None else x.detach().requires_grad_() for x in (real, fake)]
-            loss = reference.adversarial_loss(form, *inputs)
-            present = [x for x in inputs if x is not None]
-            grads = iter(torch.autograd.grad(loss, present, grad_loss))
-        return tuple(None if x is None else next(grads) for x in inputs)
-    grad_loss = _dense("grad_loss", grad_loss)
-    grad_real = torch.empty_like(real) if need_real else None
-    grad_fake = torch.empty_like(fake) if need_fake else None
+            inputs = [x.detach().requires_grad_() for x in logits]
+            loss = reference.adversarial_loss(form, *_split(inputs, count), factor)
+            return torch.autograd.grad(loss, inputs, grad_loss)
+    (grad_loss,) = _dense("grad_loss", [grad_loss])
+    gradients = _empty_gradients(logits, needed)
     arguments = (
-        *form.launch_constants,
-        DTYPE_NUMBER[fake.dtype],
-        *_flat(real),
-        *_flat(fake),
+        form.native(),
+        DTYPE_NUMBER[logits[-1].dtype],
+        factor,
+        _terms(logits, count, gradients),
         grad_loss.data_ptr(),
-        _address(grad_real),
-        _address(grad_fake),
     )
     if backend == "cpu":
         native.adversarial_backward(*arguments, torch.get_num_threads())
     else:
         with torch.cuda.device(grad_loss.device):
             native.adversarial_backward_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
-    return grad_real, grad_fake
+    return gradients
 
 
-def _linear_gradients(form, real, fake, grad_loss, need_real, need_fake):
+def _linear_gradients(form, factor, count, logits, grad_loss, needed):
     """A linear loss has one gradient for all logits of a side: expanded, not filled."""
+    fake_weight = form.real.weight if form.pairing == "paired" else form.fake.weight
+    real_slope = factor * form.real.sign * form.real.weight
+    fake_slope = factor * form.fake.sign * fake_weight
 
-    def gradient(x, sign, weight):
-        slope = sign * weight / x.numel() if x.numel() else 0.0
+    def gradient(x, slope):
+        slope = slope / x.numel() if x.numel() else 0.0
         if x.is_cpu:  # a number is cheaper than a tensor's operations, and costs no waiting here
             return x.new_full((), grad_loss.item() * slope).expand(x.shape)
         return (grad_loss * slope).to(x.dtype).expand(x.shape)
 
-    fake_weight = form.real.weight if form.paired else form.fake.weight
-    return (
-        gradient(real, form.real.sign, form.real.weight) if need_real else None,
-        gradient(fake, form.fake.sign, fake_weight) if need_fake else None,
+    slopes = [real_slope] * (len(logits) - count) + [fake_slope] * count
+    return [
+        gradient(x, slope) if wanted else None
+        for x, slope, wanted in zip(logits, slopes, needed, strict=True)
+    ]
+
+
+# ---- Few logits, linear -------------------------------------------------------------------------
+
+
+def _linear_loss_of_few(form, real, fake, factor):
+    """The loss by torch's own mean, one native op with a native derivative, where that is faster
+    than any call of ours (an empty autograd.Function alone takes longer); None where it is not."""
+    if type(fake) is not Tensor or fake.numel() > FEW or not fake.is_cpu:
+        return None
+    dtype = fake.dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return None
+    if real is not None and (
+        type(real) is not Tensor or real.numel() > FEW or not real.is_cpu or real.dtype is not dtype
+    ):
+        return None
+    if backends.wanted() is not None:
+        return None
+    if backends.listeners:
+        backends.record(OP, "reference", "linear in few logits: torch's own mean is the fastest")
+    slope = factor * form.fake.weight * form.fake.sign
+    loss = fake.mean()
+    if slope != 1:
+        loss = -loss if slope == -1 else slope * loss
+    if real is None:
+        return loss
+    slope = factor * form.real.weight * form.real.sign
+    return loss - real.mean() if slope == -1 else loss + slope * real.mean()
+
+
+# ---- Addresses ----------------------------------------------------------------------------------
+
+
+def _dense(name, tensors):
+    return [materialized(OP, name, x).contiguous() for x in tensors]
+
+
+def _empty_gradients(logits, needed):
+    if len(logits) == 2:
+        (real, fake), (need_real, need_fake) = logits, needed
+        grad_real = torch.empty_like(real) if need_real else None
+        return grad_real, torch.empty_like(fake) if need_fake else None
+    return [
+        torch.empty_like(x) if wanted else None for x, wanted in zip(logits, needed, strict=True)
+    ]
+
+
+def _terms(logits, count, gradients=None):
+    """Six numbers a discriminator, as the contract's LogitTerm has them: addresses and counts of
+    its logits, -1 for a side without a part, and the addresses of the gradients."""
+    if len(logits) == 1:
+        (fake,) = logits
+        grad = None if gradients is None else gradients[0]
+        address = 0 if grad is None else grad.data_ptr()
+        return 0, fake.data_ptr(), -1, fake.numel(), 0, address
+    if count == 1:
+        real, fake = logits
+        grad_real, grad_fake = (None, None) if gradients is None else gradients
+        return (
+            real.data_ptr(),
+            fake.data_ptr(),
+            real.numel(),
+            fake.numel(),
+            0 if grad_real is None else grad_real.data_ptr(),
+            0 if grad_fake is None else grad_fake.data_ptr(),
+        )
+    addresses = [x.data_ptr() for x in logits]
+    counts = [x.numel() for x in logits]
+    grads = [0 if g is None else g.data_ptr() for g in gradients or [None] * len(logits)]
+    if len(logits) == count:
+        addresses, grads, counts = (
+            [0] * count + addresses,
+            [0] * count + grads,
+            [-1] * count + counts,
+        )
+    return tuple(
+        number
+        for i in range(count)
+        for side in (addresses, counts, grads)
+        for number in (side[i], side[count + i])
     )
-
-
-def _dense(name, x):
-    return None if x is None else materialized(OP, name, x).contiguous()
-
-
-def _address(x):
-    return 0 if x is None else x.data_ptr()
-
-
-def _flat(x):
-    """Address and number of logits; the contract's -1 for a side without a part."""
-    return (0, -1) if x is None else (x.data_ptr(), x.numel())
 
 
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------
 
-
-def _form(phi, paired, numbers):
-    return Form(phi, Side(*numbers[:3]), Side(*numbers[3:]), paired)
-
-
-FORM_SCHEMA = "str phi, bool paired, float[] numbers"
+FORM_SCHEMA = "str phi, str pairing, float[] numbers, float factor"
 
 
 @torch.library.custom_op(
     "genkern::adversarial_loss",
     mutates_args=(),
-    schema=f"(Tensor? real, Tensor fake, {FORM_SCHEMA}) -> (Tensor, Tensor)",
+    schema=f"(Tensor[] real, Tensor[] fake, {FORM_SCHEMA}) -> (Tensor, Tensor)",
 )
-def _library_op(real, fake, phi, paired, numbers):
-    refuse_tangents(OP, real, fake)
-    backend = backends.choose(OP, fake, KERNELS)
-    form = _form(phi, paired, numbers)
-    return _forward(backend, form, _dense("real", real), _dense("fake", fake), True)
+def _library_op(real, fake, phi, pairing, numbers, factor):
+    refuse_tangents(OP, *real, *fake)
+    form, count = form_of(phi, pairing, numbers), len(fake)
+    logits = [*_dense("real", real), *_dense("fake", fake)]
+    return _forward(_choose(OP, form, logits, count), form, factor, True, count, logits)
 
 
 @_library_op.register_fake
-def _(real, fake, phi, paired, numbers):
+def _(real, fake, phi, pairing, numbers, factor):
     refuse_tracing_tangents(OP)
-    dtype = ARITHMETIC.get(fake.dtype, fake.dtype)
-    return fake.new_empty((), dtype=dtype), fake.new_empty(4, dtype=dtype)
+    dtype = ARITHMETIC.get(fake[0].dtype, fake[0].dtype)
+    return fake[0].new_empty((), dtype=dtype), fake[0].new_empty(4 * len(fake), dtype=dtype)
 
 
 @torch.library.custom_op(
     "genkern::adversarial_loss_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_loss, Tensor? real, Tensor fake, {FORM_SCHEMA}) -> Tensor[]",
+    schema=f"(Tensor grad_loss, Tensor[] real, Tensor[] fake, {FORM_SCHEMA}) -> Tensor[]",
 )
-def _library_backward(grad_loss, real, fake, phi, paired, numbers):
-    backend = backends.choose(BACKWARD, fake, KERNELS)
-    form = _form(phi, paired, numbers)
-    real, fake = _dense("real", real), _dense("fake", fake)
-    grads = _backward(backend, form, real, fake, grad_loss, real is not None, True)
-    return [grad.contiguous() for grad in grads if grad is not None]
+def _library_backward(grad_loss, real, fake, phi, pairing, numbers, factor):
+    form, count = form_of(phi, pairing, numbers), len(fake)
+    logits = [*_dense("real", real), *_dense("fake", fake)]
+    backend = _choose(BACKWARD, form, logits, count)
+    needed = [True] * len(logits)
+    grads = _backward(backend, form, factor, count, logits, grad_loss, needed)
+    return [grad.contiguous() for grad in grads]
 
 
 @_library_backward.register_fake
-def _(grad_loss, real, fake, phi, paired, numbers):
-    return [x.new_empty(x.shape) for x in (real, fake) if x is not None]
+def _(grad_loss, real, fake, phi, pairing, numbers, factor):
+    return [x.new_empty(x.shape) for x in (*real, *fake)]
 
 
 def _setup_context(ctx, inputs, output):
-    real, fake, *ctx.form = inputs
-    ctx.save_for_backward(real, fake)
+    real, fake, *ctx.form, ctx.factor = inputs
+    ctx.save_for_backward(*real, *fake)
+    ctx.count = len(fake)
     ctx.mark_non_differentiable(output[1])
 
 
 def _library_autograd(ctx, grad_loss, _):
-    real, fake = ctx.saved_tensors
+    count, logits = ctx.count, ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        grads = _differentiable_backward(_form(*ctx.form), real, fake, grad_loss)
-        return *grads, None, None, None
-    grads = iter(torch.ops.genkern.adversarial_loss_backward(grad_loss, real, fake, *ctx.form))
-    return *(None if x is None else next(grads) for x in (real, fake)), None, None, None
+        form = form_of(*ctx.form)
+        grads = _differentiable_backward(form, ctx.factor, count, logits, grad_loss)
+    else:
+        sides = _split(logits, count)
+        grads = torch.ops.genkern.adversarial_loss_backward(
+            grad_loss, *sides, *ctx.form, ctx.factor
+        )
+    return *_split(grads, count), None, None, None, None
 
 
 _library_op.register_autograd(_library_autograd, setup_context=_setup_context)

@@ -21,12 +21,6 @@ class Settings(NamedTuple):
     order: str
 
 
-@lru_cache(maxsize=4096)
-def matrix_sizes(shape, dim):
-    """A contiguous weight as [outer, rows, inner]; its matrix has cols = outer·inner."""
-    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
-
-
 def check_arguments(weights, us, vs, settings, cached):
     """Raises TypeError, ValueError or IndexError for bad arguments. `cached`: a model that has been
     found good is not looked at again (not with symbolic shapes, which can't be hashed)."""

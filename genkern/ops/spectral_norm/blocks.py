@@ -14,7 +14,7 @@ import weakref
 
 import torch
 
-LEAST_BYTES = 1 << 20  # smaller tensors' memory mostly stays in the process anyway
+LEAST_BYTES = 1 << 17  # smaller tensors' memory stays in the process, and a block costs 2 µs more
 
 
 class Blocks:
@@ -38,9 +38,10 @@ class Blocks:
             if block is None:
                 block = _Block(size)
                 blocks.append(block)
-            storage = block.lend()
+            memory = block.lend()
         # Not a view: this tensor has the storage and a version of its own.
-        return dense.new_empty(0).set_(storage, 0, dense.shape, dense.stride())
+        tensor = torch.frombuffer(memory, dtype=dense.dtype)
+        return tensor.as_strided_(dense.shape, dense.stride())
 
 
 class _Block:
@@ -59,4 +60,4 @@ class _Block:
     def lend(self):
         view = memoryview(self._memory)
         self._lent = weakref.ref(view)
-        return torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+        return view

@@ -10,25 +10,19 @@ plain torch operations on the saved outputs Ŵ and σ, which are part of the gra
 differentiable output for their sake.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from genkern import backend as backends
-from genkern._native import native
-from genkern.ops._autograd import refuse_tangents, refuse_tracing_tangents
-from genkern.ops._tensors import (
-    ARITHMETIC,
-    DTYPE_NUMBER,
-    is_plain,
-    materialized,
-)
-from genkern.ops.spectral_norm import reference
-from genkern.ops.spectral_norm.arguments import OP, Settings, check_arguments, matrix_sizes
+from genkern.ops._autograd import entry, refuse_tangents, refuse_tracing_tangents
+from genkern.ops._tensors import ARITHMETIC, is_plain, materialized
+from genkern.ops.spectral_norm import launch, reference
+from genkern.ops.spectral_norm.arguments import OP, Settings, check_arguments
 
 KERNELS = ("cpu",)
-ORDER_NUMBER = {"u_first": 0, "v_first": 1}
 
 
 class Normalized(NamedTuple):
@@ -68,9 +62,7 @@ def spectral_norm(
     compiling = torch.compiler.is_compiling()
     check_arguments(weights, us, vs, settings, cached=not compiling)
     if not compiling and all(is_plain(x) for xs in (weights, us, vs) for x in xs):
-        *normalized, sigma, state = _SpectralNorm.apply(
-            settings, us, vs, update, allocate, *weights
-        )
+        *normalized, sigma, state = _spectral_norm(settings, us, vs, update, allocate, *weights)
         return Normalized(normalized, sigma, state)
     result = Normalized(*torch.ops.genkern.spectral_norm(weights, us, vs, *settings))
     if update:
@@ -95,7 +87,6 @@ class _SpectralNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, settings, us, vs, update, allocate, *weights):
         backend = backends.choose(OP, weights[0], KERNELS)
-        weights = [materialized(OP, "a weight", w) for w in weights]
         normalized, sigma, state = _forward(backend, weights, us, vs, settings, update, allocate)
         ctx.backend, ctx.settings, ctx.allocate = backend, settings, allocate
         ctx.set_materialize_grads(False)
@@ -110,6 +101,8 @@ class _SpectralNorm(torch.autograd.Function):
         backend, reason = ctx.backend, "where the forward ran"
         if torch.is_grad_enabled():
             backend, reason = "reference", "create_graph: plain torch operations"
+        elif any(map(_is_batched, grads)):
+            backend, reason = "reference", "batched gradients: plain torch operations"
         backends.record(OP + ".backward", backend, reason)
         gradients = _backward(
             backend,
@@ -122,6 +115,9 @@ class _SpectralNorm(torch.autograd.Function):
         return None, None, None, None, None, *gradients
 
 
+_spectral_norm = entry(_SpectralNorm)
+
+
 def _forward(backend, weights, us, vs, settings, update, allocate=None):
     """(list of Ŵ, σ, state)"""
     if backend == "reference":
@@ -130,112 +126,37 @@ def _forward(backend, weights, us, vs, settings, update, allocate=None):
         if update:
             _write_state(state, us, vs)
         return normalized, sigma, state
-    one = weights[0]
-    lengths = [x.numel() for pair in zip(us, vs, strict=True) for x in pair]
-    state = one.new_empty(sum(lengths), dtype=ARITHMETIC[one.dtype])
-    sigma = state.new_empty(len(weights))
-    # Vectors in place where the kernel can write them, else a copy that is written back.
-    writable = update and all(x.is_contiguous() and not x.is_neg() for xs in (us, vs) for x in xs)
-    stored = [[_dense("a vector", x) for x in xs] for xs in (us, vs)]
-    sources = [_dense("a weight", w) for w in weights]
-    allocate = allocate or torch.empty_like
-    normalized = [allocate(source) for source in sources]
-    items, at, size = [], state.data_ptr(), state.element_size()
-    for i, (weight, u, v) in enumerate(zip(sources, *stored, strict=True)):
-        rows, cols = u.numel(), v.numel()
-        items.append(
-            (
-                weight.data_ptr(),
-                *matrix_sizes(weight.shape, settings.dims[i]),
-                settings.iterations[i],
-                u.dtype == state.dtype,
-                u.data_ptr(),
-                v.data_ptr(),
-                u.data_ptr() if writable else 0,
-                v.data_ptr() if writable else 0,
-                at,
-                at + rows * size,
-                normalized[i].data_ptr(),
-                sigma.data_ptr() + i * size,
-            )
-        )
-        at += (rows + cols) * size
-    native.spectral_norm_forward(
-        items,
-        DTYPE_NUMBER[one.dtype],
-        ORDER_NUMBER[settings.order],
-        settings.eps,
-        torch.get_num_threads(),
+    normalized, sigma, state, updated = launch.forward(
+        weights, us, vs, settings, update, allocate or torch.empty_like
     )
-    if writable:
-        torch.autograd.graph.increment_version((*us, *vs))
-    elif update:
+    if update and not updated:
         _write_state(state, us, vs)
-    return [_restore(n, w) for n, w in zip(normalized, weights, strict=True)], sigma, state
+    return normalized, sigma, state
 
 
 def _backward(backend, cotangents, saved, dims, wanted, allocate=None):
     """A gradient for each weight; None where it is not wanted or zero."""
+    if backend != "reference":
+        return launch.backward(*cotangents, *saved, dims, wanted, allocate or torch.empty_like)
     grad_normalized, grad_sigma = cotangents
     normalized, sigma, state = saved
-    gradients, present, at = [None] * len(normalized), [], 0
-    for i, weight in enumerate(normalized):
-        outer, rows, inner = sizes = matrix_sizes(weight.shape, dims[i])
-        if wanted[i] and not (grad_normalized[i] is None and grad_sigma is None):
-            present.append((i, sizes, at))
-        at += rows + outer * inner
-    if backend == "reference":
-        for i, (outer, rows, inner), at in present:
-            gradients[i] = reference.gradient(
-                grad_normalized[i],
-                None if grad_sigma is None else grad_sigma[i],
-                normalized[i],
-                sigma[i],
-                state[at : at + rows],
-                state[at + rows : at + rows + outer * inner],
-                dims[i],
-            )
-        return gradients
-    grad_sigma = None if grad_sigma is None else _dense("grad_sigma", grad_sigma)
-    allocate = allocate or torch.empty_like
-    items, kept, size = [], [], state.element_size()
-    for i, sizes, at in present:
-        weight = _dense("normalized", normalized[i])
-        grad = None if grad_normalized[i] is None else _dense("a gradient", grad_normalized[i])
-        gradients[i] = allocate(weight)
-        kept += (weight, grad)  # alive until the kernel has run
-        items.append(
-            (
-                0 if grad is None else grad.data_ptr(),
-                weight.data_ptr(),
-                *sizes,
-                state.data_ptr() + at * size,
-                state.data_ptr() + (at + sizes[1]) * size,
-                sigma.data_ptr() + i * size,
-                0 if grad_sigma is None else grad_sigma.data_ptr() + i * size,
-                gradients[i].data_ptr(),
-            )
-        )
-    if items:
-        native.spectral_norm_backward(items, DTYPE_NUMBER[weight.dtype], torch.get_num_threads())
-    return [
-        None if g is None else _restore(g, w) for g, w in zip(gradients, normalized, strict=True)
-    ]
+    gradients, at = [], 0
+    for i, (weight, grad, dim) in enumerate(zip(normalized, grad_normalized, dims, strict=True)):
+        rows = weight.shape[dim]
+        cols = math.prod(weight.shape[:dim]) * math.prod(weight.shape[dim + 1 :])
+        u, v = state[at : at + rows], state[at + rows : at + rows + cols]
+        at += rows + cols
+        gradient = None
+        if wanted[i] and not (grad is None and grad_sigma is None):
+            of_sigma = None if grad_sigma is None else grad_sigma[i]
+            gradient = reference.gradient(grad, of_sigma, weight, sigma[i], u, v, dim)
+        gradients.append(gradient)
+    return gradients
 
 
-def _dense(name, x):
-    """x as the kernels read it: contiguous, in memory."""
-    if x.layout is not torch.strided:
-        x = x.to_dense()
-    x = materialized(OP, name, x)
-    return x if x.is_contiguous() else x.contiguous()
-
-
-def _restore(result, weight):
-    """`result` in the strides of `weight` (channels_last)."""
-    if result.stride() == weight.stride():
-        return result
-    return torch.empty_like(weight).copy_(result)
+def _is_batched(grad):
+    """Whether torch.autograd.grad(is_grads_batched=True), of jacobians and gradcheck, gave this."""
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 # ---- torch.library: what torch.compile, export and FakeTensor see -------------------------------

@@ -7,6 +7,7 @@ A weight W is seen as a matrix [rows, cols], dimension `dim` first. norm(x) = x 
     σ = u·(W v)      Ŵ = W / σ
 
 u and v are constants to autograd. Half precision is computed in fp32, and u and v come out in it.
+Of complex weights Wᵀ is the conjugate transpose, and u·x has u conjugated.
 """
 
 import torch
@@ -28,9 +29,9 @@ def power_iterations(matrix, u, v, iterations, eps, order):
         for _ in range(iterations):
             if order == "u_first":
                 u = F.normalize(torch.mv(matrix, v), dim=0, eps=eps)
-                v = F.normalize(torch.mv(matrix.mT, u), dim=0, eps=eps)
+                v = F.normalize(torch.mv(matrix.mH, u), dim=0, eps=eps)
             else:
-                v = F.normalize(torch.mv(matrix.mT, u), dim=0, eps=eps)
+                v = F.normalize(torch.mv(matrix.mH, u), dim=0, eps=eps)
                 u = F.normalize(torch.mv(matrix, v), dim=0, eps=eps)
     return u, v
 
@@ -46,7 +47,7 @@ def spectral_norm(weights, us, vs, dims, iterations, eps, order):
         wide = weight.to(dtype)
         matrix = as_matrix(wide, dim)
         u, v = power_iterations(matrix, u.to(dtype), v.to(dtype), n, eps, order)
-        sigma = torch.dot(u, torch.mv(matrix, v))
+        sigma = torch.vdot(u, torch.mv(matrix, v))
         normalized.append((wide / sigma).to(weight.dtype))
         sigmas.append(sigma)
         new_us.append(u)

@@ -16,7 +16,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     Raises ValueError for a decay outside [0, 1).
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), not {decay}")
+        raise ValueError(f"averaged: decay must be in [0, 1), not {decay}")
 
     @torch.no_grad()
     def move(averages, parameters, updates):
