@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 import genkern
+from genkern.bench.likelihood_workloads import likelihoods
 from genkern.bench.loss_workloads import loss_workloads
+from genkern.bench.penalty_workloads import penalties
 from genkern.bench.spectral_workloads import spectral_norms
 from genkern.bench.workload import Workload, compiled, numbers
 
@@ -104,4 +106,6 @@ def all_workloads():
         *attentions(),
         *spectral_norms(),
         *loss_workloads(),
+        *penalties(),
+        *likelihoods(),
     ]

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from genkern.ops._autograd import entry
 from genkern.ops._tensors import check_floating
 
 
@@ -34,18 +35,17 @@ class LeCam(nn.Module):
                 f"losses.LeCam: discriminators must be at least 1, not {discriminators}"
             )
         self.weight, self.decay, self.one_sided = weight, decay, one_sided
-        self.register_buffer("real_mean", torch.zeros(discriminators))
-        self.register_buffer("fake_mean", torch.zeros(discriminators))
-        self.register_buffer("updates", torch.zeros(()))
+        self.register_buffer("means", torch.zeros(2, discriminators))  # α_r, α_f
+        self.register_buffer("weights", torch.zeros(()))  # 1 + d + d² + …, one for each update
 
     def forward(self, real, fake):
         """The penalty, 0-dim, of the logits `real` and `fake`: tensors of any shape, or lists with
         one entry for each discriminator."""
         reals = list(real) if isinstance(real, (list, tuple)) else [real]
         fakes = list(fake) if isinstance(fake, (list, tuple)) else [fake]
-        if not len(reals) == len(fakes) == len(self.real_mean):
+        if not len(reals) == len(fakes) == self.means.shape[1]:
             raise ValueError(
-                f"losses.LeCam: real and fake must hold the logits of {len(self.real_mean)} "
+                f"losses.LeCam: real and fake must hold the logits of {self.means.shape[1]} "
                 f"discriminators, not of {len(reals)} and {len(fakes)}"
             )
         names = [f"{side}[{i}]" for side in ("real", "fake") for i in range(len(reals))]
@@ -54,23 +54,51 @@ class LeCam(nn.Module):
             [x.float() if x.element_size() < 4 else x for x in s] for s in (reals, fakes)
         )
         if self.training:
-            self._update(reals, fakes)
+            self._update(reals + fakes)
         terms = [
-            self._away(r - self.fake_mean[i]) + self._away(self.real_mean[i] - f)
+            _one_discriminator(r, f, self.means[:, i], self.one_sided, self.weight)
             for i, (r, f) in enumerate(zip(reals, fakes, strict=True))
         ]
-        return self.weight * sum(terms[1:], terms[0])
-
-    def _away(self, difference):
-        return (difference.relu() if self.one_sided else difference).square().mean()
+        return sum(terms[1:], terms[0])
 
     @torch.no_grad()
-    def _update(self, reals, fakes):
-        # (1 - d)/(1 - dᵗ) of the newest is the running mean divided by its weights so far. New
-        # tensors, not in place: the graph of an earlier call holds the old ones.
-        self.updates = self.updates + 1
-        share = (1 - self.decay) / (1 - self.decay**self.updates)
-        for name, logits in (("real_mean", reals), ("fake_mean", fakes)):
-            old = getattr(self, name)
-            new = torch.stack([x.mean() for x in logits]).to(old)
-            setattr(self, name, old + share * (new - old))
+    def _update(self, logits):
+        # The newest counts 1 of the weights so far, an update before it d, and so on: divided by
+        # their sum, there is no bias towards the start. New tensors, not in place: the graph of an
+        # earlier call holds the old ones.
+        self.weights = torch.add(1, self.weights, alpha=self.decay)
+        new = torch.stack([x.mean() for x in logits]).to(self.means).view_as(self.means)
+        self.means = torch.lerp(self.means, new, self.weights.reciprocal())
+
+
+class _OneDiscriminator(torch.autograd.Function):
+    """weight · (mean (r - α_f)² + mean (f - α_r)²), (α_r, α_f) = `means`, constants. What is kept
+    is the differences: each gradient is one multiplication."""
+
+    @staticmethod
+    def forward(ctx, real, fake, means, one_sided, weight):
+        above, below = real - means[1], fake - means[0]
+        if one_sided:
+            above, below = above.clamp_(min=0), below.clamp_(max=0)
+        ctx.save_for_backward(real, fake, means, above, below)
+        ctx.one_sided, ctx.weight = one_sided, weight
+        return above.square().mean().add_(below.square().mean()).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        real, fake, means, above, below = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            above, below = real - means[1], fake - means[0]
+            if ctx.one_sided:
+                above, below = above.clamp(min=0), below.clamp(max=0)
+        grad = grad * (2 * ctx.weight)
+        return (
+            above * (grad / max(1, above.numel())),
+            below * (grad / max(1, below.numel())),
+            None,
+            None,
+            None,
+        )
+
+
+_one_discriminator = entry(_OneDiscriminator)

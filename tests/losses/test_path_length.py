@@ -104,6 +104,31 @@ def test_lecam_of_lists_rests_in_eval_and_reloads():
     assert torch.equal(frozen, other.eval()(reals, fakes))
 
 
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_lecam_gradcheck(one_sided):
+    lecam = losses.LeCam(one_sided=one_sided).eval()
+    lecam.means = torch.tensor([[0.3], [-0.2]], dtype=torch.float64)
+    real = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    fake = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lecam, (real, fake))
+    assert torch.autograd.gradgradcheck(lecam, (real, fake))
+    expected = 0.3 * lecam_by_hand(real, fake, 0.3, -0.2, one_sided)
+    torch.testing.assert_close(lecam(real, fake), expected)
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_lecam_compiled(one_sided):
+    lecam = losses.LeCam(one_sided=one_sided)
+    real, fake = torch.randn(6, requires_grad=True), torch.randn(6, requires_grad=True)
+    eager = copy.deepcopy(lecam)(real, fake)
+    torch._dynamo.reset()
+    got = torch.compile(lecam, fullgraph=True)(real, fake)
+    torch.testing.assert_close(got, eager)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, [real, fake]), torch.autograd.grad(eager, [real, fake])
+    )
+
+
 def test_lecam_two_calls_before_one_backward():
     lecam, real, fake = losses.LeCam(), torch.randn(4, requires_grad=True), torch.randn(4)
     (lecam(real, fake) + lecam(real * 2, fake)).backward()

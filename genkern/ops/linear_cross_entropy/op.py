@@ -45,8 +45,9 @@ def linear_cross_entropy(input, weight, bias, target, options):
     present = [x for x in (input, weight, bias) if x is not None]
     if not torch.compiler.is_compiling() and all(is_plain(x) for x in present):
         _check_range(target, weight.shape[0], options)
-        input, weight = _readable("input", input), _readable("linear_weight", weight)
-        bias = None if bias is None else _readable("linear_bias", bias)
+        input = materialized(OP, "input", input)
+        weight = materialized(OP, "linear_weight", weight)
+        bias = None if bias is None else materialized(OP, "linear_bias", bias)
         loss = _apply(input, weight, bias, target.contiguous(), options)
     else:
         loss = torch.ops.genkern.linear_cross_entropy(input, weight, bias, target, *options)
@@ -93,10 +94,6 @@ def _check_range(target, classes, options):
             f"{OP}: target must hold ignore_index, {options.ignore_index}, or classes in "
             f"[0, {classes}), not {target[wrong][0].item()}"
         )
-
-
-def _readable(name, x):
-    return materialized(OP, name, x)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

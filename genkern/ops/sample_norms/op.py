@@ -22,6 +22,7 @@ from genkern.ops._tensors import (
     DTYPE_NUMBER,
     check_floating,
     is_plain,
+    is_ready,
     materialized,
     with_dense_samples,
 )
@@ -40,6 +41,10 @@ def sample_norms(groups, function, center=0.0, weight=1.0):
     sample; all of one floating dtype and device. "squares" takes one group. Returns a 0-dim tensor,
     of "squares" [B], in fp32 (fp64 for fp64).
     """
+    if len(groups) == 1 and len(groups[0]) == 1 and not torch.compiler.is_compiling():
+        (gradient,) = groups[0]  # the usual case, by the shortest way
+        if is_ready(gradient) and gradient.numel() and gradient.dim():
+            return _apply([1], function, center, weight, gradient)
     sizes = [len(group) for group in groups]
     tensors = [x for group in groups for x in group]
     _check(groups, tensors, function)
