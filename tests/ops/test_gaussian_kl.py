@@ -87,16 +87,10 @@ def test_exact_at_every_level(dtype, two, cpu_level, poisoned):
 )
 def test_any_shape(shape, two, reduction, layout):
     count = 4 if two else 2
-    if layout == "halves":
-        base = torch.randn(shape[0], *shape[1:2], count, *shape[2:], dtype=torch.float64)
-        tensors = (
-            [
-                base.flatten(1, 2).chunk(count, 1)[i] if len(shape) > 1 else base[:, i]
-                for i in range(count)
-            ]
-            if base.numel()
-            else list(base.unbind(-1))
-        )
+    if layout == "halves" and 0 not in shape:  # an empty tensor has no halves
+        channel = min(1, len(shape) - 1)
+        shape[channel] *= count
+        tensors = torch.randn(shape, dtype=torch.float64).chunk(count, channel)
     elif layout == "every other":
         tensors = list(torch.randn(*shape, count, dtype=torch.float64).unbind(-1))
     elif layout == "last first":

@@ -5,6 +5,8 @@ autograd.Function straight onto the binding; torch.compile and export see the li
 `genkern::adversarial_loss`.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ from genkern.ops.losses.form import form_of
 OP = "adversarial_loss"
 BACKWARD = OP + ".backward"
 KERNELS = ("cpu", "cuda")
-# A loss that is linear in so few logits is torch's own mean: see `_linear_loss_of_few`.
+# A loss that is linear in so few logits is torch's own dot: see `_linear_loss_of_few`.
 FEW = 4096
 SCALAR = {dtype: torch.empty((), dtype=result) for dtype, result in ARITHMETIC.items()}
 
@@ -277,29 +279,41 @@ def _linear_gradients(form, factor, count, logits, grad_loss, needed):
 
 
 def _linear_loss_of_few(form, real, fake, factor):
-    """The loss by torch's own mean, one native op with a native derivative, where that is faster
-    than any call of ours (an empty autograd.Function alone takes longer); None where it is not."""
-    if type(fake) is not Tensor or fake.numel() > FEW or not fake.is_cpu:
+    """The loss as torch's own inner products with constants, native ops with native derivatives,
+    where that is faster than any call of ours: an empty autograd.Function alone takes longer. None
+    where it is not."""
+    if not _is_few(fake) or backends.wanted() is not None:
         return None
-    dtype = fake.dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return None
-    if real is not None and (
-        type(real) is not Tensor or real.numel() > FEW or not real.is_cpu or real.dtype is not dtype
-    ):
-        return None
-    if backends.wanted() is not None:
+    if real is not None and not (_is_few(real) and real.dtype is fake.dtype):
         return None
     if backends.listeners:
-        backends.record(OP, "reference", "linear in few logits: torch's own mean is the fastest")
-    slope = factor * form.fake.weight * form.fake.sign
-    loss = fake.mean()
-    if slope != 1:
-        loss = -loss if slope == -1 else slope * loss
+        backends.record(OP, "reference", "linear in few logits: torch's own dot is the fastest")
+    loss = _inner_product(fake, factor * form.fake.weight * form.fake.sign)
     if real is None:
         return loss
-    slope = factor * form.real.weight * form.real.sign
-    return loss - real.mean() if slope == -1 else loss + slope * real.mean()
+    return loss + _inner_product(real, factor * form.real.weight * form.real.sign)
+
+
+def _is_few(logits):
+    return (
+        type(logits) is Tensor
+        and logits.is_cpu
+        and (logits.dtype is torch.float32 or logits.dtype is torch.float64)
+        and 0 < logits.numel() <= FEW
+    )
+
+
+def _inner_product(logits, slope):
+    """slope · mean of the logits"""
+    if logits.dim() != 1:
+        logits = logits.reshape(-1)
+    return torch.dot(logits, _constants(logits.numel(), slope, logits.dtype))
+
+
+@lru_cache(maxsize=64)
+def _constants(count, slope, dtype):
+    with torch.inference_mode(False):  # such tensors could not be saved for a backward
+        return torch.full((count,), slope / count, dtype=dtype, device="cpu")
 
 
 # ---- Addresses ----------------------------------------------------------------------------------
