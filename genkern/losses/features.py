@@ -57,7 +57,7 @@ def feature_matching(
         weight = factor / (len(real) if reduction == "mean" else 1)
         weight /= len(of_real) if layer_reduction == "mean" else 1
         names += [(f"real[{k}][{i}]", f"fake[{k}][{i}]") for i in range(len(of_real))]
-        reals += map(_detached, of_real) if detach_real else of_real
+        reals += [_detached(x) for x in of_real] if detach_real else of_real
         fakes += of_fake
         weights += [weight] * len(of_real)
     return differences(names, reals, fakes, distance, weights)

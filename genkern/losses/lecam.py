@@ -55,8 +55,9 @@ class LeCam(nn.Module):
         )
         if self.training:
             self._update(reals + fakes)
+        one = _OneDiscriminator.apply if torch.compiler.is_compiling() else _one_discriminator
         terms = [
-            _one_discriminator(r, f, self.means[:, i], self.one_sided, self.weight)
+            one(r, f, self.means[:, i], self.one_sided, self.weight)
             for i, (r, f) in enumerate(zip(reals, fakes, strict=True))
         ]
         return sum(terms[1:], terms[0])

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+# None in torch 2.6: there the stack alone tells.
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 _graph_task = torch._C._current_graph_task_id
 _NO_TASK = -1
 _CHECKPOINT_CODE = inspect.unwrap(checkpoint).__code__
@@ -135,11 +136,15 @@ def _note_start(regions, parametrization, start):
 def _regions(moving):
     """The regions that run or are repeated now, the innermost first. `moving`: whether u and v
     would move, as only then regions matter in a forward without gradients."""
-    hooks = _top_hooks(True) if torch.is_grad_enabled() else None
+    hooks = _top_hooks(True) if _top_hooks and torch.is_grad_enabled() else None
     innermost = None
     if hooks is not None and hooks[0].__module__ == checkpoint.__module__:
         innermost = _region_of_hook(inspect.unwrap(hooks[0]))
-    elif _graph_task() == _NO_TASK and (torch.is_grad_enabled() or not moving):
+    elif (
+        _top_hooks is not None
+        and _graph_task() == _NO_TASK
+        and (torch.is_grad_enabled() or not moving)
+    ):
         return []
     regions = [] if innermost is None else [innermost]
     frame = sys._getframe(1)

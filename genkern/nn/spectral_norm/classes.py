@@ -51,6 +51,8 @@ def class_before(module):
 
 
 def _quick_property(name, torchs):
+    read_as_torch = torchs.fget
+
     def read(module):
         # Compilers see no frames, and torch's own way knows its cache.
         if not (torch.compiler.is_compiling() or parametrize._cache_enabled):
@@ -61,7 +63,7 @@ def _quick_property(name, torchs):
                 ready = first.ready(weight)
                 if ready is not None:
                     return ready
-        return torchs.fget(module)
+        return read_as_torch(module)
 
     return property(read, torchs.fset)
 
