@@ -18,15 +18,15 @@
 namespace genkern {
 namespace GK_LEVEL {
 
-constexpr double parallel_from = 1e5;  // products that pay for waking a second thread
-constexpr int64_t sums_wanted = 8;     // enough to keep some threads busy; each costs a dK and a dV
-constexpr int64_t units_a_chunk = 4;   // at least, where a chunk has sums
+constexpr double parallel_from_products = 1e5;  // that pay for waking a second thread
+constexpr int64_t sums_wanted = 8;    // enough to keep some threads busy; each costs a dK and a dV
+constexpr int64_t units_a_chunk = 4;  // at least, where a chunk has sums
 
 inline double work_of(const AttentionProblem& problem) {
   return double(problem.B) * problem.H * problem.N * problem.M * (problem.d + problem.dv);
 }
 inline int team_for(const AttentionProblem& problem) {
-  return work_of(problem) < parallel_from ? 1 : problem.threads;
+  return work_of(problem) < parallel_from_products ? 1 : problem.threads;
 }
 
 // The units of a family, and the tasks that they are dealt to.

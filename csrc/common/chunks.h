@@ -4,14 +4,11 @@
 
 #include <stdint.h>
 
-#include "vec.h"
-
 namespace genkern {
 namespace GK_LEVEL {
 
 constexpr int64_t max_chunks = 256;
-constexpr int64_t min_chunk = 16384;      // a multiple of every vector's lanes
-constexpr int64_t parallel_from = 65536;  // elements that pay for waking a second thread
+constexpr int64_t min_chunk = 16384;  // a multiple of every vector's lanes
 
 inline int64_t chunk_size(int64_t count) {
   const int64_t even = (count + max_chunks - 1) / max_chunks;
@@ -19,19 +16,6 @@ inline int64_t chunk_size(int64_t count) {
 }
 inline int64_t chunks_of(int64_t count) {
   return count <= 0 ? 0 : (count + chunk_size(count) - 1) / chunk_size(count);
-}
-
-// A vector where n elements are left, or the part of one.
-template <class T>
-inline Vec<Acc<T>> load_some(const T* from, int64_t n) {
-  return n >= lanes<Acc<T>>() ? load(from) : load_part(from, n);
-}
-template <class T>
-inline void store_some(T* to, Vec<Acc<T>> x, int64_t n) {
-  if (n >= lanes<Acc<T>>())
-    store(to, x);
-  else
-    store_part(to, x, n);
 }
 
 }  // namespace GK_LEVEL

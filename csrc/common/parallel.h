@@ -14,6 +14,8 @@
 namespace genkern {
 namespace GK_LEVEL {
 
+constexpr int64_t parallel_from = 65536;  // elements that pay for waking a second thread
+
 // Runs body(task, thread) for every task in [0, tasks). Tasks start in order, longest first pays.
 template <class Body>
 inline void parallel(int64_t tasks, int threads, const Body& body) {

@@ -10,8 +10,7 @@
 namespace genkern {
 namespace GK_LEVEL {
 
-constexpr int64_t piece = 32768;          // a multiple of every vector's lanes
-constexpr int64_t parallel_from = 65536;  // numbers that pay for waking a second thread
+constexpr int64_t piece = 32768;  // a multiple of every vector's lanes
 
 struct Cut {
   int64_t rows, size;  // numbers of a row

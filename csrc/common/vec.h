@@ -227,6 +227,19 @@ inline void store_part(T* to, Vec<Acc<T>> x, int64_t n) {
   memcpy(to, buffer, size_t(n) * sizeof(T));
 }
 
+// A vector where n elements are left, or the part of one.
+template <class T>
+inline Vec<Acc<T>> load_some(const T* from, int64_t n) {
+  return n >= lanes<Acc<T>>() ? load(from) : load_part(from, n);
+}
+template <class T>
+inline void store_some(T* to, Vec<Acc<T>> x, int64_t n) {
+  if (n >= lanes<Acc<T>>())
+    store(to, x);
+  else
+    store_part(to, x, n);
+}
+
 // memcpy of n elements, which for n = 0 may have no address.
 template <class T>
 inline void copy(void* to, const T* from, int64_t n) {

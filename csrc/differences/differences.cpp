@@ -10,6 +10,7 @@
 #include "../common/chunks.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
+#include "../common/vec.h"
 
 namespace genkern {
 namespace GK_LEVEL {

@@ -24,19 +24,6 @@ T* at_output(const Rows& rows, int64_t row, int64_t column) {
   return rows.numbers ? static_cast<T*>(rows.numbers) + row * rows.stride + column : nullptr;
 }
 
-template <class T>
-Vec<Acc<T>> read(const T* from, int64_t n) {
-  return n >= lanes<Acc<T>>() ? load(from) : load_part(from, n);
-}
-template <class T>
-void write(T* to, Vec<Acc<T>> x, int64_t n) {
-  if (!to) return;
-  if (n >= lanes<Acc<T>>())
-    store(to, x);
-  else
-    store_part(to, x, n);
-}
-
 // What the formulas are made of: r = e^(l - k), q = (μ - m)² e^-k, slope = (μ - m) e^-k.
 template <class A>
 struct Parts {
@@ -47,9 +34,9 @@ template <class T>
 Parts<Acc<T>> parts_of(const T* mean, const T* logvar, const T* other_mean, const T* other_logvar,
                        int64_t n) {
   using A = Acc<T>;
-  const Vec<A> mu = read(mean, n), l = read(logvar, n);
+  const Vec<A> mu = load_some(mean, n), l = load_some(logvar, n);
   if (!other_mean) return {exp(l), mu * mu, mu, l};
-  const Vec<A> away = mu - read(other_mean, n), k = read(other_logvar, n);
+  const Vec<A> away = mu - load_some(other_mean, n), k = load_some(other_logvar, n);
   const Vec<A> slope = away * exp(-k), difference = l - k;
   return {exp(difference), away * slope, slope, difference};
 }
@@ -91,7 +78,7 @@ Status forward(const GaussianKl& args, const Rows& terms, void* sum, double fact
       };
       along<T>(args, row, begin, cut.in_piece(part), [&](const auto& p, int64_t i, int64_t n) {
         const Vec<A> kl = A(0.5) * (p.ratio + p.square - A(1) - p.difference);
-        write(to ? to + i : nullptr, kl, n);
+        if (to) store_some(to + i, kl, n);
         some += select(first_lanes<A>(n), kl, Vec<A>{});
         if (++added == 64) flush();
       });
@@ -121,12 +108,12 @@ Status backward(const GaussianKl& args, const GaussianKlGradients& gradients, co
       T* other_mean = at_output<T>(gradients.other_mean, row, begin);
       T* other_logvar = at_output<T>(gradients.other_logvar, row, begin);
       along<T>(args, row, begin, cut.in_piece(part), [&](const auto& p, int64_t i, int64_t n) {
-        const Vec<A> g = each ? read(each + i, n) : splat(one);
+        const Vec<A> g = each ? load_some(each + i, n) : splat(one);
         const Vec<A> half = A(0.5) * g, slope = p.slope * g;
-        write(mean ? mean + i : nullptr, slope, n);
-        write(logvar ? logvar + i : nullptr, half * (p.ratio - A(1)), n);
-        write(other_mean ? other_mean + i : nullptr, -slope, n);
-        write(other_logvar ? other_logvar + i : nullptr, half * (A(1) - p.ratio - p.square), n);
+        if (mean) store_some(mean + i, slope, n);
+        if (logvar) store_some(logvar + i, half * (p.ratio - A(1)), n);
+        if (other_mean) store_some(other_mean + i, -slope, n);
+        if (other_logvar) store_some(other_logvar + i, half * (A(1) - p.ratio - p.square), n);
       });
     });
   });

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../common/chunks.h"
+#include "../common/vec.h"
 
 namespace genkern {
 namespace GK_LEVEL {

@@ -23,7 +23,6 @@ namespace {
 using namespace spectral;
 
 constexpr int64_t run = 4096;
-constexpr int64_t parallel_from = 65536;  // elements that pay for waking a second thread
 
 template <class T>
 double inner_product(const T* a, const T* b, int64_t n) {

@@ -24,8 +24,6 @@ namespace {
 
 using namespace spectral;
 
-constexpr int64_t parallel_from = 65536;  // elements that pay for waking a second thread
-
 template <class A>
 double dot(const A* a, const A* b, int64_t n) {  // both padded with zeros
   Vec<A> totals[2] = {};

@@ -1,15 +1,10 @@
 """Models of genkern's attention modules on two ranks, and recomputed in the backward."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 import genkern
@@ -18,42 +13,15 @@ SCRIPT = Path(__file__).with_name("attention_on_two_ranks.py")
 MODES = {"ddp": False, "ddp_r1": True, "fsdp": False, "fsdp_r1": True}
 
 
-def script():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What the two ranks wrote."""
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this torch was built without gloo")
-    if torch.__version__ < "2.7":
-        pytest.skip("torch 2.6 runs no FSDP2 on the CPU")
-    folder = tmp_path_factory.mktemp("ranks")
-    result = subprocess.run(
-        [sys.executable, SCRIPT, folder],
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_two_ranks_have_the_gradients_of_one(mode, folder):
-    whole = script()
-    model, images = whole.model_and_images()
-    loss = whole.Loss(model, penalty=MODES[mode])
+def test_two_ranks_have_the_gradients_of_one(mode, script, ranks):
+    model, images = script.model_and_images()
+    loss = script.Loss(model, penalty=MODES[mode])
     loss(images).backward()
-    expected = whole.gradients(loss)
+    expected = script.gradients(loss)
     assert all(grad.abs().max() > 0 for grad in expected.values())
-    for rank in range(whole.RANKS):
-        got = torch.load(folder / f"{mode}{rank}.pt")
+    for rank in range(script.RANKS):
+        got = torch.load(ranks / f"{mode}{rank}.pt")
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -82,16 +50,15 @@ def test_checkpointing_repeats_the_dropout(use_reentrant):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_checkpointing_under_r1():
+def test_checkpointing_under_r1(script):
     """The modules of the two ranks, each recomputed, twice differentiated."""
-    whole = script()
-    model, images = whole.model_and_images()
-    loss = whole.Loss(model, penalty=True)
+    model, images = script.model_and_images()
+    loss = script.Loss(model, penalty=True)
     loss(images).backward()
-    expected = whole.gradients(loss)
+    expected = script.gradients(loss)
     model.zero_grad()
     model.forward = partial(checkpoint, model.forward, use_reentrant=False)
     with genkern.explain() as log:
         loss(images).backward()
     assert [c.op for c in log].count("attention") == 3 * 3  # and again for each backward
-    torch.testing.assert_close(whole.gradients(loss), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(script.gradients(loss), expected, rtol=1e-10, atol=1e-12)
