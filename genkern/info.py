@@ -13,7 +13,10 @@ from genkern._native import LEVELS, native
 from genkern.backend import BACKENDS, has_cuda
 from genkern.ops.attention import op as attention
 from genkern.ops.differences import op as differences
+from genkern.ops.gaussian_kl import op as gaussian_kl
+from genkern.ops.linear_cross_entropy import op as linear_cross_entropy
 from genkern.ops.losses import op as losses
+from genkern.ops.sample_norms import op as sample_norms
 from genkern.ops.spectral_norm import op as spectral_norm
 
 OPS = {
@@ -21,6 +24,9 @@ OPS = {
     "spectral_norm": spectral_norm,
     "losses": losses,
     "differences": differences,
+    "sample_norms": sample_norms,
+    "linear_cross_entropy": linear_cross_entropy,
+    "gaussian_kl": gaussian_kl,
 }
 
 
@@ -126,5 +132,5 @@ def render(facts):
         lines.append(f"cuda      not built: {cuda['why not']}")
     lines.append(f"triton    {facts['triton']}")
     lines.append(f"backend   {facts['backend']}")
-    lines += [f"          {op:14} {', '.join(names)}" for op, names in facts["ops"].items()]
+    lines += [f"          {op:20} {', '.join(names)}" for op, names in facts["ops"].items()]
     return "\n".join(lines)

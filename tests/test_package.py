@@ -163,6 +163,8 @@ def test_info_command():
     command.append("--json")
     facts = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(facts)["cpu"]["levels"]["portable"] == "usable"
+    folders = {path.parent.name for path in Path(genkern.__file__).parent.glob("ops/*/op.py")}
+    assert set(info.OPS) == folders
 
 
 def test_info_names_what_is_missing(monkeypatch):
