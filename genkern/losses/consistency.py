@@ -32,7 +32,7 @@ class LatentConsistency:
 
     Latent consistency, zCR (Zhao et al. 2021, section 2.3), Δz a small normal noise: the
     discriminator should not tell G(z) from G(z + Δz), and the generator should. The weights are
-    StudioGAN's for ICR on CIFAR-10, with Δz of scale 0.05.
+    starting points, not the paper's.
     """
 
     def __repr__(self):

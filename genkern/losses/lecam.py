@@ -8,15 +8,15 @@ from genkern.ops._tensors import check_floating
 
 
 class LeCam(nn.Module):
-    """weight · (mean (r - α_f)² + mean (f - α_r)²)  (Tseng et al. 2021, eqs. 8 and 9)
+    """weight · (mean (r - α_f)² + mean (f - α_r)²)  (Tseng et al. 2021)
 
     r, f: logits of real and fake samples; α_r, α_f: running means of the mean logits, kept on the
-    device as buffers without bias towards their start, decay 0.99 (both as in the authors' code).
+    device as buffers without bias towards their start.
     Each call in training mode first brings its logits into them. one_sided: max(r - α_f, 0)² and
     max(α_r - f, 0)², which is what the authors' code computes. Nothing waits for the device.
 
     discriminators: how many logits a list has; each has its own running means, and the terms add
-    up. weight: the paper's 0.3 is for CIFAR; its larger images take 0.01.
+    up. weight: 0.3 is that of the authors' CIFAR scripts.
     """
 
     def __init__(
