@@ -32,7 +32,7 @@ class LatentConsistency:
 
     Latent consistency, zCR (Zhao et al. 2021, section 2.3), Δz a small normal noise: the
     discriminator should not tell G(z) from G(z + Δz), and the generator should. The weights are
-    starting points, not the paper's.
+    starting points.
     """
 
     def __repr__(self):

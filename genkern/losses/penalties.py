@@ -61,7 +61,7 @@ def wgan_gp(
 def zero_centered_gp(D, real, fake, *args, weight=100.0, scaler=None, generator=None):
     """0-GP: weight · mean_i ‖∇D(x̂_i)‖²  (Thanh-Tung et al. 2019).
 
-    The weight is a starting point, not the paper's. Arguments as of `wgan_gp`.
+    The default weight is a starting point. Arguments as of `wgan_gp`.
     """
     inputs = _between("losses.zero_centered_gp", real, fake, generator)
     return _penalty_of(
