@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from genkern._native import native
+from genkern.ops import _triton
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -87,7 +88,8 @@ def record(op, backend, reason):
 
 def choose(op, tensor, kernels):
     """The backend for `op` on tensors like `tensor`; `kernels` names those that `op` has beside
-    the reference. The tensors' device and dtype are uniform: op.py has checked that."""
+    the reference, on one device the preferred first. The tensors' device and dtype are uniform:
+    op.py has checked that."""
     asked_for = _wanted.get()
     if asked_for is None:
         backend, reason = _default(tensor, kernels)
@@ -103,25 +105,41 @@ def _default(tensor, kernels):
         if tensor.dtype in KERNEL_DTYPES and "cpu" in kernels:
             return "cpu", "the tensors' device"
         return "reference", f"no CPU kernel for {tensor.dtype}"
-    if tensor.is_cuda and "cuda" in kernels and tensor.dtype in KERNEL_DTYPES:
-        if has_cuda():
-            return "cuda", "the tensors' device"
-        return "reference", "the CUDA kernels were not built: see `genkern info`"
+    problems = []
+    if tensor.is_cuda and tensor.dtype in KERNEL_DTYPES:
+        for backend in kernels:
+            problem = _problem(backend) if backend != "cpu" else "for CPU tensors"
+            if problem is None:
+                return backend, "; ".join(["the tensors' device", *problems])
+            if backend != "cpu":
+                problems.append(problem)
+    if problems:
+        return "reference", "; ".join(problems)
     return "reference", f"no kernel for {tensor.device.type} and {tensor.dtype}"
+
+
+def _problem(backend):
+    """Why a GPU backend can't be used in this installation, or None."""
+    if backend == "triton":
+        return _triton.problem()
+    if not has_cuda():
+        return "the CUDA kernels were not built: see `genkern info`"
+    return "the CUDA kernels are for NVIDIA" if torch.version.hip else None
 
 
 def _forced(op, wanted, tensor, kernels):
     if wanted == "reference":
         return "reference", "asked for"
     device = "cpu" if wanted == "cpu" else "cuda"
-    on_interpreter = wanted == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    if tensor.device.type != device and not on_interpreter:
+    on_cpu = wanted == "triton" and (_triton.is_interpreting() or _triton.is_recording())
+    if tensor.device.type != device and not on_cpu:
+        hint = ", or TRITON_INTERPRET=1 in the environment" if wanted == "triton" else ""
         raise ValueError(
-            f"{op}: backend {wanted!r} needs tensors on a {device} device, and these are on "
+            f"{op}: backend {wanted!r} needs tensors on a {device} device{hint}, and these are on "
             f"{tensor.device}"
         )
-    if wanted == "cuda" and not has_cuda():
-        raise RuntimeError(f"{op}: backend 'cuda' was not built: `genkern info` says why")
+    if wanted != "cpu" and (problem := _problem(wanted)):
+        raise RuntimeError(f"{op}: backend {wanted!r} was asked for: {problem}")
     if wanted in kernels and tensor.dtype in KERNEL_DTYPES:
         return wanted, "asked for"
     backend, reason = _default(tensor, kernels)

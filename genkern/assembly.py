@@ -1,0 +1,109 @@
+"""What a Triton kernel becomes on a GPU that this machine does not have.
+
+    with recording("sm_90") as launches:
+        genkern.attention(q, k, v)          # on CPU tensors; nothing is launched
+    found = compiled(launches[0], "sm_90")
+    found.registers, found.spills, found.shared_bytes, found.instructions("wgmma.mma")
+
+Triton's own just-in-time path does it, with a stand-in for the driver, so types and specialisations
+(which numbers are divisible by 16, …) are those of the launch.
+"""
+
+import re
+import subprocess
+import tempfile
+from importlib import util
+from pathlib import Path
+from typing import NamedTuple
+
+from genkern.ops._triton import is_interpreting, launch, recording
+
+__all__ = ["TARGETS", "Assembly", "compiled", "launch", "recording"]
+
+# Shared memory that one block may use, in bytes.
+TARGETS = {
+    "sm_80": 163 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx942": 64 * 1024,
+}
+
+
+class Assembly(NamedTuple):
+    """text: PTX or AMD GCN. registers: of a thread, None where not told; spills: bytes of local
+    memory a thread (on AMD: spilled registers); shared_bytes: of a block."""
+
+    kernel: str
+    target: str
+    text: str
+    registers: int
+    spills: int
+    shared_bytes: int
+
+    def instructions(self, name):
+        """How many instructions have this in their name."""
+        return len(re.findall(rf"^\s*(?:@\S+\s+)?\S*{re.escape(name)}", self.text, re.MULTILINE))
+
+
+def compiled(launch, target):
+    """The `Assembly` of a recorded launch. Raises RuntimeError where kernels are interpreted."""
+    if is_interpreting():
+        raise RuntimeError(
+            "TRITON_INTERPRET is 1: kernels of this process are interpreted, not compiled"
+        )
+    from triton.runtime import driver
+
+    driver.set_active(_Driver(target))
+    result = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+    name, shared = launch.kernel.__name__, result.metadata.shared
+    if target.startswith("gfx"):
+        text = result.asm["amdgcn"]
+        spills = _number(r"\.vgpr_spill_count:\s+(\d+)", text)
+        spills += _number(r"\.sgpr_spill_count:\s+(\d+)", text)
+        registers = _number(r"\.vgpr_count:\s+(\d+)", text)
+        return Assembly(name, target, text, registers, spills, shared)
+    usage = _resource_usage(result.asm["cubin"])
+    registers, spills = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
+    return Assembly(name, target, result.asm["ptx"], registers, spills, shared)
+
+
+class _Driver:
+    """As much of a driver as Triton asks for before it launches."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        if self.target.startswith("gfx"):
+            return GPUTarget("hip", self.target, 64)
+        return GPUTarget("cuda", int(self.target.removeprefix("sm_")), 32)
+
+    def get_current_device(self):
+        return self.target  # Triton keeps what it compiled by device
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_active_torch_device(self):
+        return "cpu"
+
+
+def _number(pattern, text):
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"nothing like {pattern!r} in what the compiler said: {text[:200]!r}")
+    return int(found[1])
+
+
+def _resource_usage(cubin):
+    """What cuobjdump, which comes inside Triton's package, tells of a cubin."""
+    folder = Path(util.find_spec("triton").origin).parent
+    tool = folder / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
