@@ -9,6 +9,7 @@ Triton's own just-in-time path does it, with a stand-in for the driver, so types
 (which numbers are divisible by 16, …) are those of the launch.
 """
 
+import json
 import re
 import subprocess
 import tempfile
@@ -16,9 +17,9 @@ from importlib import util
 from pathlib import Path
 from typing import NamedTuple
 
-from genkern.ops._triton import is_interpreting, launch, recording
+from genkern.backend import use_backend
+from genkern.ops._triton import is_interpreting, recording
 
-__all__ = ["TARGETS", "Assembly", "compiled", "launch", "recording"]
 
 # Shared memory that one block may use, in bytes.
 TARGETS = {
@@ -28,6 +29,10 @@ TARGETS = {
     "sm_120": 99 * 1024,
     "gfx942": 64 * 1024,
 }
+
+
+# Instructions of tensor cores: of sm_80 and sm_120, 90, 100, and AMD's.
+TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma")
 
 
 class Assembly(NamedTuple):
@@ -66,6 +71,22 @@ def compiled(launch, target):
     usage = _resource_usage(result.asm["cubin"])
     registers, spills = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
     return Assembly(name, target, result.asm["ptx"], registers, spills, shared)
+
+
+def report(cases, targets):
+    """Prints a line of JSON for every launch of every case (name: a function that calls an op on
+    CPU tensors) on every target: kernel, target, registers, spills, shared_bytes, options,
+    instructions (tensor-core ones, by name) and case."""
+    for target in targets:
+        for name, call in cases.items():
+            with use_backend("triton"), recording(target) as launches:
+                call()
+            for launch in launches:
+                found = compiled(launch, target)
+                row = {k: v for k, v in found._asdict().items() if k != "text"}
+                row["options"] = {k: v for k, v in launch.options.items() if k.startswith("num_")}
+                row["instructions"] = {name: found.instructions(name) for name in TENSOR_CORES}
+                print(json.dumps({"case": name, **row}), flush=True)
 
 
 class _Driver:

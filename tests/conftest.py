@@ -9,6 +9,11 @@ import torch
 
 from genkern._native import native
 
+# Without a GPU Triton's kernels run in its interpreter, which has to be known before anything
+# imports Triton. Tests that compile kernels do so in processes of their own.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def away_from_the_source_tree(tmp_path_factory):
