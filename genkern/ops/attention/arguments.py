@@ -352,6 +352,15 @@ def check_values(inputs, fixed, settings):
     return settings._replace(longest_q=found[0], longest_k=found[1])
 
 
+def check_longest(inputs, fixed, settings):
+    """The settings, with the longest sequences. On a GPU values are read only where these are not
+    told, because reading waits for the device: there the kernels keep within the tensors."""
+    told = fixed.q_starts is None or (settings.longest_q and settings.longest_k)
+    if inputs[0].is_cuda and told:
+        return settings
+    return check_values(inputs, fixed, settings)
+
+
 def _check_key_lengths(lengths, keys):
     if lengths and not (min(lengths) >= 0 and max(lengths) <= keys):
         bad = min(lengths) if min(lengths) < 0 else max(lengths)

@@ -1,18 +1,24 @@
-"""Launches of the native attention kernels: addresses, strides, and memory for the results.
+"""Launches of the native attention kernels: addresses, strides, and memory for the results. Those
+of Triton's kernels (triton/launch.py) are the same functions, and share what is here of memory.
 
 The contract is in csrc/attention/attention.h. `inputs` is (q, k, v, bias, key_bias), `fixed` and
 `settings` are the tuples of arguments.py; `rows` [2, B, H, N] is what the forward keeps. A tangent
 or cotangent that is None is zero, a result that is not wanted is None.
 """
 
+import importlib
+import sys
+
 import torch
 
+from genkern import backend as backends
 from genkern._native import native
 from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER, is_ordinary, materialized
 from genkern.ops.attention.arguments import OP, check_values
 
 NAMES = ("q", "k", "v", "attn_mask", "the key bias")
-KERNELS = ("cpu",)
+KERNELS = ("triton", "cpu")
+WIDEST_ON_TRITON = 256
 ALL = (True,) * 5
 
 _NO_HEADS = (0, 0, 0, 0)
@@ -20,6 +26,22 @@ _NO_NUMBERS = (0, 0, 0)
 _NO_BIAS = (0, 0, 0, 0, 0, 0)
 _NO_BIAS_GRADIENT = (0, 0, 0, 0, 0)
 _STORAGE, _ARITHMETIC, _BOOLEAN = range(3)
+
+
+def choose(op, inputs):
+    """The backend for inputs like these."""
+    q, _, v, _, _ = inputs
+    if max(q.shape[3], v.shape[3]) > WIDEST_ON_TRITON:
+        without = tuple(name for name in KERNELS if name != "triton")
+        return backends.choose(op, q, without, f"heads of more than {WIDEST_ON_TRITON} features")
+    return backends.choose(op, q, KERNELS)
+
+
+def launches(backend):
+    """The module whose functions launch the backend's kernels."""
+    if backend == "triton":
+        return importlib.import_module("genkern.ops.attention.triton.launch")
+    return sys.modules[__name__]
 
 
 def forward(inputs, fixed, settings, want_lse):

@@ -12,9 +12,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import ARITHMETIC, is_plain
-from genkern.ops.attention import arguments, autograd, batching, library, reference
+from genkern.ops.attention import arguments, autograd, batching, kernels, library, reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, OP, Fixed
-from genkern.ops.attention.kernels import KERNELS
 
 
 def attention(
@@ -178,9 +177,10 @@ def _core(inputs, fixed, settings, return_lse):
     """(out, lse); lse may be None where it wasn't asked for."""
     if torch.compiler.is_compiling() or not all(x is None or is_plain(x) for x in inputs):
         return library.attention(inputs, fixed, settings)
-    if backends.choose(OP, inputs[0], KERNELS) == "reference":
+    backend = kernels.choose(OP, inputs)
+    if backend == "reference":
         return _by_reference(inputs, fixed, settings)
-    return autograd.attention(autograd.Kernels, inputs, fixed, settings, return_lse)[:2]
+    return autograd.attention(autograd.ON[backend], inputs, fixed, settings, return_lse)[:2]
 
 
 def _by_reference(inputs, fixed, settings):

@@ -1,0 +1,1 @@
+"""Attention's Triton kernels in the interpreter, against the reference in fp64."""
