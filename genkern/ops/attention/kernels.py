@@ -64,7 +64,7 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=ALL):
     """Gradients of the five inputs, each in its input's dtype."""
     inputs = readable_inputs(inputs)
     grads = new_gradients(inputs, wanted)
-    cotangents = _cotangents(inputs, grad_out, grad_lse)
+    cotangents = cotangents_of(inputs, grad_out, grad_lse)
     native.attention_backward(
         _problem(inputs, fixed, settings),
         *_row_addresses(rows, fixed),
@@ -77,8 +77,8 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=ALL):
 def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(True,) * 7):
     """The gradients of ⟨backward's results, tangents⟩ for the inputs, grad_out and grad_lse."""
     inputs = readable_inputs(inputs)
-    tangents = _readable_tangents(inputs, tangents)
-    cotangents = _cotangents(inputs, grad_out, grad_lse)
+    tangents = readable_tangents(inputs, tangents)
+    cotangents = cotangents_of(inputs, grad_out, grad_lse)
     grads = new_gradients(inputs, wanted[:5])
     of_out = laid_out_like(cotangents[0], inputs[2].shape[3]) if wanted[5] else None
     of_lse = new_row_numbers(inputs[0]) if wanted[6] else None
@@ -99,7 +99,7 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
 def jvp(inputs, fixed, settings, rows, tangents):
     """The derivatives of out and lse along the tangents of the inputs."""
     inputs = readable_inputs(inputs)
-    tangents = _readable_tangents(inputs, tangents)
+    tangents = readable_tangents(inputs, tangents)
     out = laid_out_like(inputs[0], inputs[2].shape[3])
     lse = new_row_numbers(inputs[0])
     native.attention_jvp(
@@ -183,7 +183,7 @@ def _readable(name, x):
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
-def _readable_tangents(inputs, tangents):
+def readable_tangents(inputs, tangents):
     """Of the inputs' dtypes: a boolean mask has no tangent."""
     return tuple(
         _readable_tangent(x, t, i) for i, (x, t) in enumerate(zip(inputs, tangents, strict=True))
@@ -200,7 +200,7 @@ def _readable_tangent(x, tangent, place):
     return _readable(f"the tangent of {NAMES[place]}", tangent)
 
 
-def _cotangents(inputs, grad_out, grad_lse):
+def cotangents_of(inputs, grad_out, grad_lse):
     q, _, v, _, _ = inputs
     if grad_out is None:
         grad_out = q.new_zeros(()).expand(*q.shape[:3], v.shape[3])

@@ -39,6 +39,7 @@ def problem_of(inputs, fixed, settings):
         _bound(left, q, k),
         _bound(right, q, k),
         1 if lower_right else None,
+        bits(scale),
         bits(math.copysign(1.0, scale) if scale else 0.0),
         None if is_plain else bits(magnitude),
         bits(softcap) if softcap else None,

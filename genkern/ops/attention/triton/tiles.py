@@ -50,7 +50,7 @@ class Bias(NamedTuple):
 class Problem(NamedTuple):
     """What every kernel is given. H and Hk: heads of q and of k, v. N and M: rows of q and of k, v.
     left and right: how many keys beside its own place a query sees. dropped_below: words of Philox.
-    The last six are doubles as their bits, because Triton passes a float as fp32 (see `number`)."""
+    The last seven are doubles as bits, because Triton passes a float as fp32 (see `number`)."""
 
     q: Heads
     k: Heads
@@ -69,8 +69,9 @@ class Problem(NamedTuple):
     left: Any
     right: Any
     lower_right: Any
+    scale: Any
     sign: Any
-    magnitude: Any  # None: plain
+    magnitude: Any  # of the scale; None: plain
     softcap: Any
     magnitude_by_softcap: Any
     exponent: Any  # what S - shift is multiplied by to be an argument of exp2
@@ -138,6 +139,15 @@ def query_block(problem, blocks):
     head = (program // blocks) % problem.H
     batch = program // blocks // problem.H
     return block, place_of(problem, batch, head, head // (problem.H // problem.Hk))
+
+
+@triton.jit
+def key_block(problem, blocks):
+    """(number of the block, batch, key head) of a program that works on a block of keys; the first
+    blocks, which most queries see under a causal mask, begin."""
+    program = tl.program_id(0)
+    head = program // blocks
+    return program % blocks, head // problem.Hk, head % problem.Hk
 
 
 @triton.jit
