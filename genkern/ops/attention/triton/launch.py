@@ -69,6 +69,13 @@ class Call:
         self.settings = check_longest(self.inputs, fixed, settings)
         self.problem = problem_of(self.inputs, self.fixed, self.settings)
 
+        self.is_heavy = bool(
+            settings.softcap
+            or settings.dropout_p
+            or self.inputs[3] is not None
+            or self.inputs[4] is not None
+        )
+
     # ---- Arguments
 
     def heads(self, x):
@@ -123,7 +130,7 @@ class Call:
         q, _, v, _, _ = self.inputs
         d, dv = q.shape[3], v.shape[3]
         D, DV = (max(16, 1 << (max(n, 1) - 1).bit_length()) for n in (d, dv))
-        chosen = configurations.choose(name, _triton.target(q), q.dtype, max(D, DV))
+        chosen = configurations.choose(name, _triton.target(q), q.dtype, max(D, DV), self.is_heavy)
         wide = ARITHMETIC[q.dtype] == torch.float64
         return {
             "d": d,
