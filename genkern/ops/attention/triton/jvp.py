@@ -1,0 +1,98 @@
+"""Attention, forward mode: the derivatives of out and lse along tangents of the inputs.
+
+    T: the tangent of S (tangents.py)     τ = rowsum(P∘T)
+    tangent of out = (Z∘P)·C + (Z∘P∘(T - τ))·v        tangent of lse = τ
+
+One sweep over the keys of a block of queries, six products. T is centred by the mean of the keys
+seen so far; where a tile moves that mean by Δ, the sums (Z∘P∘(T - mean))·v so far change by
+-Δ·(Z∘P)·v. So no digits are lost where T has a large mean. Vocabulary: tiles.py, tangents.py.
+"""
+
+import triton
+import triton.language as tl
+
+from genkern.ops.attention.triton.tangents import (
+    key_tile,
+    query_tile,
+    step_of_mean,
+    tangent_logits,
+)
+from genkern.ops.attention.triton.tiles import (
+    add_product,
+    dropout_tile,
+    exponential,
+    key_span,
+    logits,
+    product,
+    query_block,
+    query_numbers,
+    query_rows,
+    softmax_row,
+    store_tile,
+)
+
+
+@triton.jit
+def attention_jvp(
+    problem,
+    tangents,
+    shifts,
+    totals,
+    out_tangent,
+    lse_tangent,
+    blocks,
+    d: tl.constexpr,
+    dv: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    A: tl.constexpr,
+    PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    block, place = query_block(problem, blocks)
+    i0 = block * QUERIES
+    i = i0 + tl.arange(0, QUERIES)
+    q = query_tile(problem.q, place, i, d, D)
+    q_tangent = query_tile(tangents.q, place, i, d, D)
+    shift, inverse = softmax_row(shifts, totals, place, i)
+    weight = tl.zeros([QUERIES], A)
+    mean = tl.zeros([QUERIES], A)
+    out = tl.zeros([QUERIES, DV], A)
+    moved = tl.zeros([QUERIES, DV], A)
+    first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
+    for j0 in range(first, last, KEYS):
+        j = j0 + tl.arange(0, KEYS)
+        k = key_tile(problem.k, place, j, d, D)
+        k_tangent = key_tile(tangents.k, place, j, d, D)
+        v = key_tile(problem.v, place, j, dv, DV)
+        products = product(q, tl.trans(k), A, PRECISION)
+        s, tanh = logits(problem, place, products, i[:, None], j[None, :], True)
+        p = exponential(problem, s - shift[:, None]) * inverse[:, None]
+        _, t = tangent_logits(
+            problem,
+            tangents,
+            place,
+            q,
+            q_tangent,
+            k,
+            k_tangent,
+            tanh,
+            i[:, None],
+            j[None, :],
+            PRECISION,
+            False,
+        )
+        weight += tl.sum(p, 1)
+        step = step_of_mean(p, weight, t, mean)
+        mean += step
+        if problem.seed is not None:
+            p *= dropout_tile(problem, place, i, j0, KEYS, A)
+        moved -= step[:, None] * out
+        moved = add_product(moved, p * (t - mean[:, None]), v, A, PRECISION)
+        out = add_product(out, p, v, A, PRECISION)
+        if tangents.v.data is not None:
+            v_tangent = key_tile(tangents.v, place, j, dv, DV)
+            moved = add_product(moved, p, v_tangent, A, PRECISION)
+    tl.store(query_numbers(lse_tangent, place) + i, mean, mask=i < place.queries)
+    store_tile(query_rows(out_tangent, place), out_tangent.row, i, place.queries, moved, dv, DV)

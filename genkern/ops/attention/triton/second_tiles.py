@@ -1,0 +1,223 @@
+"""What the sweeps of second order know of a tile of queries and keys (formulas: second.py).
+
+Vocabulary: tiles.py, tangents.py. The numbers of a row are [n], tiles are [queries, keys] or,
+KEYS_FIRST, [keys, queries].
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from genkern.ops.attention.triton.tangents import (
+    key_tile,
+    pairing,
+    query_tile,
+    tangent_logits,
+)
+from genkern.ops.attention.triton.tiles import (
+    dropout_tile,
+    exponential,
+    logits,
+    number,
+    query_numbers,
+    softmax_row,
+)
+
+
+class QueryTiles(NamedTuple):
+    """Rows of q, of its tangent and of dO."""
+
+    q: Any
+    q_tangent: Any
+    grad: Any
+
+
+class KeyTiles(NamedTuple):
+    k: Any
+    k_tangent: Any
+    v: Any
+    v_tangent: Any
+
+
+class Row(NamedTuple):
+    """What is known of every query: P = exp(S - shift)·inverse, level = δ - λ, τ, ρ."""
+
+    shift: Any
+    inverse: Any
+    level: Any
+    tau: Any
+    rho: Any
+
+
+class Pairs(NamedTuple):
+    """Tiles that pair queries with keys; kept: Z, or 1."""
+
+    p: Any
+    kept: Any
+    dp: Any
+    u: Any
+    t: Any
+    t_x: Any
+    tanh: Any
+
+
+class Weights(NamedTuple):
+    """What the products with rows weigh them by."""
+
+    ds_x: Any
+    w: Any
+    w_x: Any
+    kept_p: Any
+    kept_pt: Any
+
+
+@triton.jit
+def query_tiles(
+    problem,
+    tangents,
+    grad_out,
+    place,
+    i,
+    d: tl.constexpr,
+    dv: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+):
+    return QueryTiles(
+        query_tile(problem.q, place, i, d, D),
+        query_tile(tangents.q, place, i, d, D),
+        query_tile(grad_out, place, i, dv, DV),
+    )
+
+
+@triton.jit
+def key_tiles(
+    problem,
+    tangents,
+    place,
+    j,
+    d: tl.constexpr,
+    dv: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+):
+    return KeyTiles(
+        key_tile(problem.k, place, j, d, D),
+        key_tile(tangents.k, place, j, d, D),
+        key_tile(problem.v, place, j, dv, DV),
+        key_tile(tangents.v, place, j, dv, DV),
+    )
+
+
+@triton.jit
+def along_queries(x, KEYS_FIRST: tl.constexpr):
+    """A number for every query, to go with a tile."""
+    return x[None, :] if KEYS_FIRST else x[:, None]
+
+
+@triton.jit
+def pairs(
+    problem,
+    tangents,
+    place,
+    queries,
+    keys,
+    shift,
+    inverse,
+    i,
+    j0,
+    KEYS: tl.constexpr,
+    A: tl.constexpr,
+    PRECISION: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+):
+    """`Pairs` of queries i and the KEYS keys from j0 on."""
+    i_of_tile = along_queries(i, KEYS_FIRST)
+    j_of_tile = along_queries(j0 + tl.arange(0, KEYS), not KEYS_FIRST)
+    products = pairing(queries.q, keys.k, A, PRECISION, KEYS_FIRST)
+    s, tanh = logits(problem, place, products, i_of_tile, j_of_tile, True)
+    p = exponential(problem, s - along_queries(shift, KEYS_FIRST))
+    p *= along_queries(inverse, KEYS_FIRST)
+    t_x, t = tangent_logits(
+        problem,
+        tangents,
+        place,
+        queries.q,
+        queries.q_tangent,
+        keys.k,
+        keys.k_tangent,
+        tanh,
+        i_of_tile,
+        j_of_tile,
+        PRECISION,
+        KEYS_FIRST,
+    )
+    dp = pairing(queries.grad, keys.v, A, PRECISION, KEYS_FIRST)
+    u = tl.zeros_like(dp)
+    if tangents.v.data is not None:
+        u = pairing(queries.grad, keys.v_tangent, A, PRECISION, KEYS_FIRST)
+    kept = None
+    if problem.seed is not None:
+        kept = dropout_tile(problem, place, i, j0, KEYS, A)
+        if KEYS_FIRST:
+            kept = tl.trans(kept)
+        dp *= kept
+        u *= kept
+    return Pairs(p, kept, dp, u, t, t_x, tanh)
+
+
+@triton.jit
+def load_row(shifts, totals, levels, taus, rhos, place, i):
+    shift, inverse = softmax_row(shifts, totals, place, i)
+    inside = i < place.queries
+    level = tl.load(query_numbers(levels, place) + i, mask=inside, other=0.0)
+    tau = tl.load(query_numbers(taus, place) + i, mask=inside, other=0.0)
+    rho = tl.load(query_numbers(rhos, place) + i, mask=inside, other=0.0)
+    return Row(shift, inverse, level, tau, rho)
+
+
+@triton.jit
+def weights(
+    problem,
+    tangents,
+    place,
+    queries,
+    keys,
+    row,
+    i,
+    j0,
+    KEYS: tl.constexpr,
+    A: tl.constexpr,
+    PRECISION: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+):
+    """`Weights` of queries i and the KEYS keys from j0 on."""
+    x = pairs(
+        problem,
+        tangents,
+        place,
+        queries,
+        keys,
+        row.shift,
+        row.inverse,
+        i,
+        j0,
+        KEYS,
+        A,
+        PRECISION,
+        KEYS_FIRST,
+    )
+    dp = x.dp - along_queries(row.level, KEYS_FIRST)
+    t = x.t - along_queries(row.tau, KEYS_FIRST)
+    ds = x.p * dp
+    w = x.p * (t * dp + x.u - along_queries(row.rho, KEYS_FIRST))
+    w_x = w
+    if problem.softcap is not None:
+        slope = 1 - x.tanh * x.tanh
+        ds *= slope
+        w_x = w * slope + ds * x.tanh * (-2 / number(problem.softcap, A)) * x.t_x
+    kept_p = x.p
+    if problem.seed is not None:
+        kept_p = x.p * x.kept
+    return Weights(ds, w, w_x, kept_p, kept_p * t)
