@@ -60,8 +60,8 @@ def attention_jvp(
     mean = tl.zeros([QUERIES], A)
     out = tl.zeros([QUERIES, DV], A)
     moved = tl.zeros([QUERIES, DV], A)
-    first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
-    for j0 in range(first, last, KEYS):
+    span = key_span(problem, place, i0, QUERIES, KEYS)
+    for j0 in range(span[0], span[3], KEYS):
         j = j0 + tl.arange(0, KEYS)
         k = key_tile(problem.k, place, j, d, D)
         k_tangent = key_tile(tangents.k, place, j, d, D)
