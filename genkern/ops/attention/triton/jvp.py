@@ -5,15 +5,20 @@
 
 One sweep over the keys of a block of queries, six products. T is centred by the mean of the keys
 seen so far; where a tile moves that mean by Δ, the sums (Z∘P∘(T - mean))·v so far change by
--Δ·(Z∘P)·v. So no digits are lost where T has a large mean. Vocabulary: tiles.py, tangents.py.
+-Δ·(Z∘P)·v. So no digits are lost where T has a large mean. Vocabulary: tiles.py,
+operands.py, tangents.py.
 """
 
 import triton
 import triton.language as tl
 
+from genkern.ops.attention.triton.operands import (
+    WIDEST,
+    key_operand,
+    pairing,
+    query_operand,
+)
 from genkern.ops.attention.triton.tangents import (
-    key_tile,
-    query_tile,
     step_of_mean,
     tangent_logits,
 )
@@ -21,9 +26,10 @@ from genkern.ops.attention.triton.tiles import (
     add_product,
     dropout_tile,
     exponential,
+    key_rows,
     key_span,
+    load_tile,
     logits,
-    product,
     query_block,
     query_numbers,
     query_rows,
@@ -49,24 +55,28 @@ def attention_jvp(
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    PIECE: tl.constexpr = WIDEST,
 ):
     block, place = query_block(problem, blocks)
     i0 = block * QUERIES
     i = i0 + tl.arange(0, QUERIES)
-    q = query_tile(problem.q, place, i, d, D)
-    q_tangent = query_tile(tangents.q, place, i, d, D)
+    q = query_operand(problem.q, place, i, d, D, PIECE)
+    q_tangent = query_operand(tangents.q, place, i, d, D, PIECE)
     shift, inverse = softmax_row(shifts, totals, place, i)
     weight = tl.zeros([QUERIES], A)
     mean = tl.zeros([QUERIES], A)
     out = tl.zeros([QUERIES, DV], A)
     moved = tl.zeros([QUERIES, DV], A)
+    v_rows = key_rows(problem.v, place)
+    if tangents.v.data is not None:
+        tangent_rows = key_rows(tangents.v, place)
     span = key_span(problem, place, i0, QUERIES, KEYS)
     for j0 in range(span[0], span[3], KEYS):
         j = j0 + tl.arange(0, KEYS)
-        k = key_tile(problem.k, place, j, d, D)
-        k_tangent = key_tile(tangents.k, place, j, d, D)
-        v = key_tile(problem.v, place, j, dv, DV)
-        products = product(q, tl.trans(k), A, PRECISION)
+        k = key_operand(problem.k, place, j, d, D, PIECE)
+        k_tangent = key_operand(tangents.k, place, j, d, D, PIECE)
+        v = load_tile(v_rows, problem.v.row, j, place.keys, dv, DV, True)
+        products = pairing(q, k, d, D, A, PRECISION, PIECE, False)
         s, tanh = logits(problem, place, products, i[:, None], j[None, :], True)
         p = exponential(problem, s - shift[:, None]) * inverse[:, None]
         _, t = tangent_logits(
@@ -80,7 +90,10 @@ def attention_jvp(
             tanh,
             i[:, None],
             j[None, :],
+            d,
+            D,
             PRECISION,
+            PIECE,
             False,
         )
         weight += tl.sum(p, 1)
@@ -92,7 +105,7 @@ def attention_jvp(
         moved = add_product(moved, p * (t - mean[:, None]), v, A, PRECISION)
         out = add_product(out, p, v, A, PRECISION)
         if tangents.v.data is not None:
-            v_tangent = key_tile(tangents.v, place, j, dv, DV)
+            v_tangent = load_tile(tangent_rows, tangents.v.row, j, place.keys, dv, DV, True)
             moved = add_product(moved, p, v_tangent, A, PRECISION)
     tl.store(query_numbers(lse_tangent, place) + i, mean, mask=i < place.queries)
     store_tile(query_rows(out_tangent, place), out_tangent.row, i, place.queries, moved, dv, DV)

@@ -83,12 +83,13 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
         attention_second_stats, "second_stats", *given, call.numbers(grad_lse), *of_rows
     )
     known = *given, *of_rows
-    if grads[0] is not None or of_out is not None:
-        results = call.heads(grads[0]), call.heads(of_out)
+    for of_q, of_o in call.turns("second_rows", (grads[0], None), (None, of_out)):
+        results = call.heads(of_q), call.heads(of_o)
         call.over_queries(attention_second_rows, "second_rows", *known, *results)
     sums = call.column_sums(grads)
-    if any(x is not None for x in (grads[1], grads[2], sums)):
-        results = call.heads(grads[1]), call.heads(grads[2]), call.numbers(sums)
+    turns = call.turns("second_columns", (grads[1], sums, None), (None, None, grads[2]))
+    for of_k, of_bias, of_v in turns:
+        results = call.heads(of_k), call.heads(of_v), call.numbers(of_bias)
         call.over_keys(attention_second_columns, "second_columns", *known, *results)
     call.finish_biases(grads, sums, None, attention_second_bias, "second_bias", *known)
     return *kernels.in_dtypes_of(call.inputs, grads), of_out, taus if wanted[6] else None
@@ -170,20 +171,32 @@ class Call:
             with _triton.on_device(self.inputs[0]):
                 _triton.launch(kernel, (programs,), self.problem, *args, **options)
 
+    def turns(self, name, *parts):
+        """The results of every launch of a kernel: those of all parts at once, or, where sums of
+        several would not fit into registers (SPLIT), of one part after another."""
+        if not self._configuration(name).get("SPLIT"):
+            places = zip(*parts, strict=True)
+            parts = [tuple(next((x for x in of if x is not None), None) for of in places)]
+        return [part for part in parts if any(x is not None for x in part)]
+
+    def _configuration(self, name):
+        q, _, v, _, _ = self.inputs
+        widest = max(_padded(q.shape[3]), _padded(v.shape[3]))
+        return configurations.choose(name, _triton.target(q), q.dtype, widest)
+
     def _options(self, name):
         """The constants of a kernel, and its configuration."""
         import triton.language as tl
 
         q, _, v, _, _ = self.inputs
         d, dv = q.shape[3], v.shape[3]
-        D, DV = (max(16, 1 << (max(n, 1) - 1).bit_length()) for n in (d, dv))
-        chosen = configurations.choose(name, _triton.target(q), q.dtype, max(D, DV))
+        chosen = {k: v for k, v in self._configuration(name).items() if k != "SPLIT"}
         wide = ARITHMETIC[q.dtype] == torch.float64
         return {
             "d": d,
             "dv": dv,
-            "D": D,
-            "DV": DV,
+            "D": _padded(d),
+            "DV": _padded(dv),
             "A": tl.float64 if wide else tl.float32,
             "PRECISION": "ieee",
             **chosen,
@@ -224,6 +237,11 @@ class Call:
 
     def _has_keys(self, bias):
         return bias.shape[3] == self.inputs[1].shape[2]
+
+
+def _padded(features):
+    """As many columns as a tile of them has."""
+    return max(16, 1 << (max(features, 1) - 1).bit_length())
 
 
 def _on(device, seed):

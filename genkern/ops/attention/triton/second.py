@@ -18,11 +18,12 @@ import triton
 import triton.language as tl
 
 from genkern.ops.attention.triton.bias_gradient import bias_tile, shared_place, store_bias_tile
+from genkern.ops.attention.triton.operands import WIDEST, tile_of
 from genkern.ops.attention.triton.second_tiles import (
-    key_tiles,
+    key_operands,
     load_row,
     pairs,
-    query_tiles,
+    query_operands,
     weights,
 )
 from genkern.ops.attention.triton.tangents import step_of_mean
@@ -62,12 +63,13 @@ def attention_second_stats(
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    PIECE: tl.constexpr = WIDEST,
 ):
     block, place = query_block(problem, blocks)
     i0 = block * QUERIES
     i = i0 + tl.arange(0, QUERIES)
     inside = i < place.queries
-    queries = query_tiles(problem, tangents, grad_out, place, i, d, dv, D, DV)
+    queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
     shift, inverse = softmax_row(shifts, totals, place, i)
     weight = tl.zeros([QUERIES], A)
     delta = tl.zeros([QUERIES], A)
@@ -76,7 +78,7 @@ def attention_second_stats(
     products = tl.zeros([QUERIES], A)
     first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
     for j0 in range(first, last, KEYS):
-        keys = key_tiles(problem, tangents, place, j0 + tl.arange(0, KEYS), d, dv, D, DV)
+        keys = key_operands(problem, tangents, place, j0 + tl.arange(0, KEYS), d, dv, D, DV, PIECE)
         x = pairs(
             problem,
             tangents,
@@ -88,8 +90,13 @@ def attention_second_stats(
             i,
             j0,
             KEYS,
+            d,
+            dv,
+            D,
+            DV,
             A,
             PRECISION,
+            PIECE,
             False,
         )
         weight_before = weight
@@ -130,26 +137,47 @@ def attention_second_rows(
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    PIECE: tl.constexpr = WIDEST,
 ):
     block, place = query_block(problem, blocks)
     i0 = block * QUERIES
     i = i0 + tl.arange(0, QUERIES)
-    queries = query_tiles(problem, tangents, grad_out, place, i, d, dv, D, DV)
+    queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
     row = load_row(shifts, totals, levels, taus, rhos, place, i)
     q_sums = tl.zeros([QUERIES, D], A)
     out_sums = tl.zeros([QUERIES, DV], A)
     first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
     for j0 in range(first, last, KEYS):
-        keys = key_tiles(problem, tangents, place, j0 + tl.arange(0, KEYS), d, dv, D, DV)
-        x = weights(problem, tangents, place, queries, keys, row, i, j0, KEYS, A, PRECISION, False)
+        keys = key_operands(problem, tangents, place, j0 + tl.arange(0, KEYS), d, dv, D, DV, PIECE)
+        x = weights(
+            problem,
+            tangents,
+            place,
+            queries,
+            keys,
+            row,
+            i,
+            j0,
+            KEYS,
+            d,
+            dv,
+            D,
+            DV,
+            A,
+            PRECISION,
+            PIECE,
+            False,
+        )
         if of_q.data is not None:
-            q_sums = add_product(q_sums, x.w_x, keys.k, A, PRECISION)
+            q_sums = add_product(q_sums, x.w_x, tile_of(keys.k, d, D), A, PRECISION)
             if tangents.k.data is not None:
-                q_sums = add_product(q_sums, x.ds_x, keys.k_tangent, A, PRECISION)
+                q_sums = add_product(q_sums, x.ds_x, tile_of(keys.k_tangent, d, D), A, PRECISION)
         if of_out.data is not None:
-            out_sums = add_product(out_sums, x.kept_pt, keys.v, A, PRECISION)
+            out_sums = add_product(out_sums, x.kept_pt, tile_of(keys.v, dv, DV), A, PRECISION)
             if tangents.v.data is not None:
-                out_sums = add_product(out_sums, x.kept_p, keys.v_tangent, A, PRECISION)
+                out_sums = add_product(
+                    out_sums, x.kept_p, tile_of(keys.v_tangent, dv, DV), A, PRECISION
+                )
     if of_q.data is not None:
         q_sums *= number(problem.scale, A)
         store_tile(query_rows(of_q, place), of_q.row, i, place.queries, q_sums, d, D)
@@ -179,13 +207,14 @@ def attention_second_columns(
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    PIECE: tl.constexpr = WIDEST,
 ):
     block, batch, kv_head = key_block(problem, blocks)
     j0 = block * KEYS
     j = j0 + tl.arange(0, KEYS)
     group = problem.H // problem.Hk
     place = place_of(problem, batch, kv_head * group, kv_head)
-    keys = key_tiles(problem, tangents, place, j, d, dv, D, DV)
+    keys = key_operands(problem, tangents, place, j, d, dv, D, DV, PIECE)
     k_sums = tl.zeros([KEYS, D], A)
     v_sums = tl.zeros([KEYS, DV], A)
     for member in range(group):
@@ -194,19 +223,37 @@ def attention_second_columns(
         first, _, _, last = query_span(problem, place, j0, QUERIES, KEYS)
         for i0 in range(first, last, QUERIES):
             i = i0 + tl.arange(0, QUERIES)
-            queries = query_tiles(problem, tangents, grad_out, place, i, d, dv, D, DV)
+            queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
             row = load_row(shifts, totals, levels, taus, rhos, place, i)
             x = weights(
-                problem, tangents, place, queries, keys, row, i, j0, KEYS, A, PRECISION, True
+                problem,
+                tangents,
+                place,
+                queries,
+                keys,
+                row,
+                i,
+                j0,
+                KEYS,
+                d,
+                dv,
+                D,
+                DV,
+                A,
+                PRECISION,
+                PIECE,
+                True,
             )
             if column_sums.data is not None:
                 totals_of_keys += tl.sum(x.w, 1)
             if of_k.data is not None:
-                k_sums = add_product(k_sums, x.w_x, queries.q, A, PRECISION)
+                k_sums = add_product(k_sums, x.w_x, tile_of(queries.q, d, D), A, PRECISION)
                 if tangents.q.data is not None:
-                    k_sums = add_product(k_sums, x.ds_x, queries.q_tangent, A, PRECISION)
+                    k_sums = add_product(
+                        k_sums, x.ds_x, tile_of(queries.q_tangent, d, D), A, PRECISION
+                    )
             if of_v.data is not None:
-                v_sums = add_product(v_sums, x.kept_pt, queries.grad, A, PRECISION)
+                v_sums = add_product(v_sums, x.kept_pt, tile_of(queries.grad, dv, DV), A, PRECISION)
         if column_sums.data is not None:
             to = column_sums.data + place.batch * column_sums.batch
             to += place.head * column_sums.head + place.first_key
@@ -240,6 +287,7 @@ def attention_second_bias(
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    PIECE: tl.constexpr = WIDEST,
 ):
     batch, head, i0, j0 = bias_tile(problem, heads_of_bias, QUERIES, KEYS)
     i, j = i0 + tl.arange(0, QUERIES), j0 + tl.arange(0, KEYS)
@@ -248,11 +296,23 @@ def attention_second_bias(
         place = shared_place(problem, batch, head, turn, heads_sharing, batches_sharing)
         first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
         if (j0 + KEYS > first) & (j0 < last):
-            queries = query_tiles(problem, tangents, grad_out, place, i, d, dv, D, DV)
-            keys = key_tiles(problem, tangents, place, j, d, dv, D, DV)
+            queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
+            keys = key_operands(problem, tangents, place, j, d, dv, D, DV, PIECE)
             row = load_row(shifts, totals, levels, taus, rhos, place, i)
             x = weights(
-                problem, tangents, place, queries, keys, row, i, j0, KEYS, A, PRECISION, False
+                problem,
+                tangents,
+                place,
+                queries,
+                keys,
+                row,
+                i,
+                j0,
+                KEYS,
+                A,
+                PRECISION,
+                PIECE,
+                False,
             )
             sums += x.w
     store_bias_tile(problem, of_bias, batch, head, i, j, sums)

@@ -1,7 +1,7 @@
 """What the sweeps of second order know of a tile of queries and keys (formulas: second.py).
 
-Vocabulary: tiles.py, tangents.py. The numbers of a row are [n], tiles are [queries, keys] or,
-KEYS_FIRST, [keys, queries].
+Vocabulary: tiles.py, operands.py, tangents.py. The numbers of a row are [n], tiles are
+[queries, keys] or, KEYS_FIRST, [keys, queries].
 """
 
 from typing import Any, NamedTuple
@@ -9,12 +9,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from genkern.ops.attention.triton.tangents import (
-    key_tile,
-    pairing,
-    query_tile,
-    tangent_logits,
-)
+from genkern.ops.attention.triton.operands import key_operand, pairing, query_operand
+from genkern.ops.attention.triton.tangents import tangent_logits
 from genkern.ops.attention.triton.tiles import (
     dropout_tile,
     exponential,
@@ -25,7 +21,7 @@ from genkern.ops.attention.triton.tiles import (
 )
 
 
-class QueryTiles(NamedTuple):
+class Queries(NamedTuple):
     """Rows of q, of its tangent and of dO."""
 
     q: Any
@@ -33,7 +29,7 @@ class QueryTiles(NamedTuple):
     grad: Any
 
 
-class KeyTiles(NamedTuple):
+class Keys(NamedTuple):
     k: Any
     k_tangent: Any
     v: Any
@@ -73,7 +69,7 @@ class Weights(NamedTuple):
 
 
 @triton.jit
-def query_tiles(
+def query_operands(
     problem,
     tangents,
     grad_out,
@@ -83,16 +79,17 @@ def query_tiles(
     dv: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
+    PIECE: tl.constexpr,
 ):
-    return QueryTiles(
-        query_tile(problem.q, place, i, d, D),
-        query_tile(tangents.q, place, i, d, D),
-        query_tile(grad_out, place, i, dv, DV),
+    return Queries(
+        query_operand(problem.q, place, i, d, D, PIECE),
+        query_operand(tangents.q, place, i, d, D, PIECE),
+        query_operand(grad_out, place, i, dv, DV, PIECE),
     )
 
 
 @triton.jit
-def key_tiles(
+def key_operands(
     problem,
     tangents,
     place,
@@ -101,12 +98,13 @@ def key_tiles(
     dv: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
+    PIECE: tl.constexpr,
 ):
-    return KeyTiles(
-        key_tile(problem.k, place, j, d, D),
-        key_tile(tangents.k, place, j, d, D),
-        key_tile(problem.v, place, j, dv, DV),
-        key_tile(tangents.v, place, j, dv, DV),
+    return Keys(
+        key_operand(problem.k, place, j, d, D, PIECE),
+        key_operand(tangents.k, place, j, d, D, PIECE),
+        key_operand(problem.v, place, j, dv, DV, PIECE),
+        key_operand(tangents.v, place, j, dv, DV, PIECE),
     )
 
 
@@ -128,14 +126,19 @@ def pairs(
     i,
     j0,
     KEYS: tl.constexpr,
+    d: tl.constexpr,
+    dv: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
     A: tl.constexpr,
     PRECISION: tl.constexpr,
+    PIECE: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
     """`Pairs` of queries i and the KEYS keys from j0 on."""
     i_of_tile = along_queries(i, KEYS_FIRST)
     j_of_tile = along_queries(j0 + tl.arange(0, KEYS), not KEYS_FIRST)
-    products = pairing(queries.q, keys.k, A, PRECISION, KEYS_FIRST)
+    products = pairing(queries.q, keys.k, d, D, A, PRECISION, PIECE, KEYS_FIRST)
     s, tanh = logits(problem, place, products, i_of_tile, j_of_tile, True)
     p = exponential(problem, s - along_queries(shift, KEYS_FIRST))
     p *= along_queries(inverse, KEYS_FIRST)
@@ -150,13 +153,16 @@ def pairs(
         tanh,
         i_of_tile,
         j_of_tile,
+        d,
+        D,
         PRECISION,
+        PIECE,
         KEYS_FIRST,
     )
-    dp = pairing(queries.grad, keys.v, A, PRECISION, KEYS_FIRST)
+    dp = pairing(queries.grad, keys.v, dv, DV, A, PRECISION, PIECE, KEYS_FIRST)
     u = tl.zeros_like(dp)
     if tangents.v.data is not None:
-        u = pairing(queries.grad, keys.v_tangent, A, PRECISION, KEYS_FIRST)
+        u = pairing(queries.grad, keys.v_tangent, dv, DV, A, PRECISION, PIECE, KEYS_FIRST)
     kept = None
     if problem.seed is not None:
         kept = dropout_tile(problem, place, i, j0, KEYS, A)
@@ -188,8 +194,13 @@ def weights(
     i,
     j0,
     KEYS: tl.constexpr,
+    d: tl.constexpr,
+    dv: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
     A: tl.constexpr,
     PRECISION: tl.constexpr,
+    PIECE: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
     """`Weights` of queries i and the KEYS keys from j0 on."""
@@ -204,8 +215,13 @@ def weights(
         i,
         j0,
         KEYS,
+        d,
+        dv,
+        D,
+        DV,
         A,
         PRECISION,
+        PIECE,
         KEYS_FIRST,
     )
     dp = x.dp - along_queries(row.level, KEYS_FIRST)
