@@ -76,17 +76,19 @@ def attention_bias_gradient(
     sums = tl.zeros([QUERIES, KEYS], A)
     for turn in range(batches_sharing * heads_sharing):
         place = shared_place(problem, bias_batch, bias_head, turn, heads_sharing, batches_sharing)
-        first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
-        if (j0 + KEYS > first) & (j0 < last):
-            q = load_tile(query_rows(problem.q, place), problem.q.row, i, place.queries, d, D, True)
-            k = load_tile(key_rows(problem.k, place), problem.k.row, j, place.keys, d, D, True)
+        span = key_span(problem, place, i0, QUERIES, KEYS)
+        if (j0 + KEYS > span[0]) & (j0 < span[3]):
+            q = load_tile(
+                query_rows(problem.q, place), problem.q.row, i0, place.queries, QUERIES, d, D
+            )
+            k = load_tile(key_rows(problem.k, place), problem.k.row, j0, place.keys, KEYS, d, D)
             products = product(q, tl.trans(k), A, PRECISION)
             s, _ = logits(problem, place, products, i[:, None], j[None, :], True)
             shift, inverse = softmax_row(shifts, totals, place, i)
             p = exponential(problem, s - shift[:, None]) * inverse[:, None]
             grad_rows = query_rows(grad_out, place)
-            grad = load_tile(grad_rows, grad_out.row, i, place.queries, dv, DV, True)
-            v = load_tile(key_rows(problem.v, place), problem.v.row, j, place.keys, dv, DV, True)
+            grad = load_tile(grad_rows, grad_out.row, i0, place.queries, QUERIES, dv, DV)
+            v = load_tile(key_rows(problem.v, place), problem.v.row, j0, place.keys, KEYS, dv, DV)
             dp = product(grad, tl.trans(v), A, PRECISION)
             if problem.seed is not None:
                 dp *= dropout_tile(problem, place, i, j0, KEYS, A)

@@ -2,8 +2,7 @@
 
 A program takes a block of queries of one head and goes over the tiles of keys that they see, with
 the online softmax (Milakov & Gimelshein 2018): when a tile brings a larger logit, what was summed
-so far is scaled down to it. Tiles that every query sees whole are not asked which keys are hidden.
-Vocabulary: tiles.py.
+so far is scaled down to it. Vocabulary: tiles.py.
 """
 
 import triton
@@ -14,6 +13,7 @@ from genkern.ops.attention.triton.tiles import (
     add_product,
     dropout_tile,
     exponential,
+    is_edge,
     key_rows,
     key_span,
     load_tile,
@@ -47,29 +47,28 @@ def attention_forward(
     block, place = query_block(problem, blocks)
     i0 = block * QUERIES
     i = i0 + tl.arange(0, QUERIES)
-    q = load_tile(query_rows(problem.q, place), problem.q.row, i, place.queries, d, D, True)
+    q = load_tile(query_rows(problem.q, place), problem.q.row, i0, place.queries, QUERIES, d, D)
     k_rows, v_rows = key_rows(problem.k, place), key_rows(problem.v, place)
     highest = tl.full([QUERIES], float("-inf"), A)
     total = tl.zeros([QUERIES], A)
     sums = tl.zeros([QUERIES, DV], A)
     span = key_span(problem, place, i0, QUERIES, KEYS)
-    for part in tl.static_range(3):
-        for j0 in range(span[part], span[part + 1], KEYS):
-            j = j0 + tl.arange(0, KEYS)
-            k = load_tile(k_rows, problem.k.row, j, place.keys, d, D, part != 1)
-            products = product(q, tl.trans(k), A, PRECISION)
-            s, _ = logits(problem, place, products, i[:, None], j[None, :], part != 1)
-            shift = tl.maximum(highest, tl.max(s, 1))
-            # Where nothing was seen yet: not -inf - -inf.
-            shift_or_0 = tl.where(shift == float("-inf"), 0.0, shift)
-            p = exponential(problem, s - shift_or_0[:, None])
-            shrink = exponential(problem, highest - shift_or_0)
-            total = total * shrink + tl.sum(p, 1)
-            highest = shift
-            if problem.seed is not None:
-                p *= dropout_tile(problem, place, i, j0, KEYS, A)
-            v = load_tile(v_rows, problem.v.row, j, place.keys, dv, DV, part != 1)
-            sums = add_product(sums * shrink[:, None], p, v, A, PRECISION)
+    for j0 in range(span[0], span[3], KEYS):
+        j = j0 + tl.arange(0, KEYS)
+        k = load_tile(k_rows, problem.k.row, j0, place.keys, KEYS, d, D)
+        products = product(q, tl.trans(k), A, PRECISION)
+        s, _ = logits(problem, place, products, i[:, None], j[None, :], is_edge(span, j0))
+        shift = tl.maximum(highest, tl.max(s, 1))
+        # Where nothing was seen yet: not -inf - -inf.
+        shift_or_0 = tl.where(shift == float("-inf"), 0.0, shift)
+        p = exponential(problem, s - shift_or_0[:, None])
+        shrink = exponential(problem, highest - shift_or_0)
+        total = total * shrink + tl.sum(p, 1)
+        highest = shift
+        if problem.seed is not None:
+            p *= dropout_tile(problem, place, i, j0, KEYS, A)
+        v = load_tile(v_rows, problem.v.row, j0, place.keys, KEYS, dv, DV)
+        sums = add_product(sums * shrink[:, None], p, v, A, PRECISION)
     inside = i < place.queries
     is_empty = highest == float("-inf")
     shift = tl.where(is_empty, 0.0, highest)
@@ -80,4 +79,4 @@ def attention_forward(
         values = tl.where(is_empty, float("-inf"), of_shift + tl.log2(total) * LN_2)
         tl.store(query_numbers(lse, place) + i, values, mask=inside)
     sums = sums * tl.where(total > 0, 1 / total, 0.0)[:, None]
-    store_tile(query_rows(out, place), out.row, i, place.queries, sums, dv, DV)
+    store_tile(query_rows(out, place), out.row, i0, place.queries, sums, QUERIES, dv, DV)

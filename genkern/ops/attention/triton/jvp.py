@@ -26,6 +26,7 @@ from genkern.ops.attention.triton.tiles import (
     add_product,
     dropout_tile,
     exponential,
+    is_edge,
     key_rows,
     key_span,
     load_tile,
@@ -60,8 +61,10 @@ def attention_jvp(
     block, place = query_block(problem, blocks)
     i0 = block * QUERIES
     i = i0 + tl.arange(0, QUERIES)
-    q = query_operand(problem.q, place, i, d, D, PIECE)
-    q_tangent = query_operand(tangents.q, place, i, d, D, PIECE)
+    q = query_operand(problem.q, place, i0, QUERIES, d, D, PIECE)
+    q_tangent = q
+    if tangents.q.data is not None:
+        q_tangent = query_operand(tangents.q, place, i0, QUERIES, d, D, PIECE)
     shift, inverse = softmax_row(shifts, totals, place, i)
     weight = tl.zeros([QUERIES], A)
     mean = tl.zeros([QUERIES], A)
@@ -73,11 +76,13 @@ def attention_jvp(
     span = key_span(problem, place, i0, QUERIES, KEYS)
     for j0 in range(span[0], span[3], KEYS):
         j = j0 + tl.arange(0, KEYS)
-        k = key_operand(problem.k, place, j, d, D, PIECE)
-        k_tangent = key_operand(tangents.k, place, j, d, D, PIECE)
-        v = load_tile(v_rows, problem.v.row, j, place.keys, dv, DV, True)
-        products = pairing(q, k, d, D, A, PRECISION, PIECE, False)
-        s, tanh = logits(problem, place, products, i[:, None], j[None, :], True)
+        k = key_operand(problem.k, place, j0, KEYS, d, D, PIECE)
+        k_tangent = k
+        if tangents.k.data is not None:
+            k_tangent = key_operand(tangents.k, place, j0, KEYS, d, D, PIECE)
+        v = load_tile(v_rows, problem.v.row, j0, place.keys, KEYS, dv, DV)
+        products = pairing(q, k, QUERIES, KEYS, d, D, A, PRECISION, PIECE, False)
+        s, tanh = logits(problem, place, products, i[:, None], j[None, :], is_edge(span, j0))
         p = exponential(problem, s - shift[:, None]) * inverse[:, None]
         _, t = tangent_logits(
             problem,
@@ -90,6 +95,8 @@ def attention_jvp(
             tanh,
             i[:, None],
             j[None, :],
+            QUERIES,
+            KEYS,
             d,
             D,
             PRECISION,
@@ -105,7 +112,9 @@ def attention_jvp(
         moved = add_product(moved, p * (t - mean[:, None]), v, A, PRECISION)
         out = add_product(out, p, v, A, PRECISION)
         if tangents.v.data is not None:
-            v_tangent = load_tile(tangent_rows, tangents.v.row, j, place.keys, dv, DV, True)
+            v_tangent = load_tile(tangent_rows, tangents.v.row, j0, place.keys, KEYS, dv, DV)
             moved = add_product(moved, p, v_tangent, A, PRECISION)
     tl.store(query_numbers(lse_tangent, place) + i, mean, mask=i < place.queries)
-    store_tile(query_rows(out_tangent, place), out_tangent.row, i, place.queries, moved, dv, DV)
+    store_tile(
+        query_rows(out_tangent, place), out_tangent.row, i0, place.queries, moved, QUERIES, dv, DV
+    )

@@ -10,58 +10,66 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from genkern.ops.attention.triton.tiles import add_product, key_rows, load_tile, query_rows
+from genkern.ops.attention.triton.tiles import (
+    add_product,
+    key_rows,
+    load_tile,
+    query_rows,
+    tile_addresses,
+)
 
 WIDEST = 256  # a piece of so many features is the whole
 
 
 class Operand(NamedTuple):
-    """Rows `at` of a head, zeros from row `end` on. tile: [n, D], or None where it is multiplied in
-    pieces."""
+    """R rows of a head from row `first` on, zeros from row `end` on. tile: [R, D], or where it is
+    multiplied in pieces nothing to be read."""
 
     rows: Any
     stride: Any
-    at: Any
+    first: Any
     end: Any
     tile: Any
 
 
 @triton.jit
-def query_operand(x, place, i, d: tl.constexpr, D: tl.constexpr, PIECE: tl.constexpr):
-    """Rows i of queries; None of None."""
-    operand = None
-    if x.data is not None:
-        operand = _operand(query_rows(x, place), x.row, i, place.queries, d, D, PIECE)
-    return operand
+def query_operand(
+    x, place, i0, R: tl.constexpr, d: tl.constexpr, D: tl.constexpr, PIECE: tl.constexpr
+):
+    """R rows of queries from i0 on."""
+    return _operand(query_rows(x, place), x.row, i0, place.queries, R, d, D, PIECE)
 
 
 @triton.jit
-def key_operand(x, place, j, d: tl.constexpr, D: tl.constexpr, PIECE: tl.constexpr):
-    """Rows j of keys; None of None."""
-    operand = None
-    if x.data is not None:
-        operand = _operand(key_rows(x, place), x.row, j, place.keys, d, D, PIECE)
-    return operand
+def key_operand(
+    x, place, j0, R: tl.constexpr, d: tl.constexpr, D: tl.constexpr, PIECE: tl.constexpr
+):
+    """R rows of keys from j0 on."""
+    return _operand(key_rows(x, place), x.row, j0, place.keys, R, d, D, PIECE)
 
 
 @triton.jit
-def _operand(rows, stride, at, end, d: tl.constexpr, D: tl.constexpr, PIECE: tl.constexpr):
-    tile = None
+def _operand(
+    rows, stride, first, end, R: tl.constexpr, d: tl.constexpr, D: tl.constexpr, PIECE: tl.constexpr
+):
+    tile = first
     if D <= PIECE:
-        tile = load_tile(rows, stride, at, end, d, D, True)
-    return Operand(rows, stride, at, end, tile)
+        tile = load_tile(rows, stride, first, end, R, d, D)
+    return Operand(rows, stride, first, end, tile)
 
 
 @triton.jit
-def tile_of(x, d: tl.constexpr, D: tl.constexpr):
-    """[n, D]"""
-    return x.tile if x.tile is not None else load_tile(x.rows, x.stride, x.at, x.end, d, D, True)
+def tile_of(x, R: tl.constexpr, d: tl.constexpr, D: tl.constexpr, PIECE: tl.constexpr):
+    """[R, D]"""
+    return x.tile if D <= PIECE else load_tile(x.rows, x.stride, x.first, x.end, R, d, D)
 
 
 @triton.jit
 def pairing(
     of_queries,
     of_keys,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
     d: tl.constexpr,
     D: tl.constexpr,
     A: tl.constexpr,
@@ -70,11 +78,10 @@ def pairing(
     KEYS_FIRST: tl.constexpr,
 ):
     """of_queries·of_keysᵀ, or its transpose."""
-    if KEYS_FIRST:
-        sums = tl.zeros([of_keys.at.shape[0], of_queries.at.shape[0]], A)
-    else:
-        sums = tl.zeros([of_queries.at.shape[0], of_keys.at.shape[0]], A)
-    return add_pairing(sums, of_queries, of_keys, d, D, A, PRECISION, PIECE, KEYS_FIRST)
+    sums = tl.zeros([KEYS, QUERIES] if KEYS_FIRST else [QUERIES, KEYS], A)
+    return add_pairing(
+        sums, of_queries, of_keys, QUERIES, KEYS, d, D, A, PRECISION, PIECE, KEYS_FIRST
+    )
 
 
 @triton.jit
@@ -82,6 +89,8 @@ def add_pairing(
     sums,
     of_queries,
     of_keys,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
     d: tl.constexpr,
     D: tl.constexpr,
     A: tl.constexpr,
@@ -90,12 +99,12 @@ def add_pairing(
     KEYS_FIRST: tl.constexpr,
 ):
     """sums + of_queries·of_keysᵀ, or its transpose."""
-    if of_queries.tile is not None:
+    if D <= PIECE:
         sums = _add(sums, of_queries.tile, of_keys.tile, A, PRECISION, KEYS_FIRST)
     else:
-        for first in range(0, D, PIECE):
-            x = _piece(of_queries, first, d, PIECE)
-            y = _piece(of_keys, first, d, PIECE)
+        for column in range(0, D, PIECE):
+            x = _piece(of_queries, column, QUERIES, d, PIECE)
+            y = _piece(of_keys, column, KEYS, d, PIECE)
             sums = _add(sums, x, y, A, PRECISION, KEYS_FIRST)
     return sums
 
@@ -110,7 +119,9 @@ def _add(sums, x, y, A: tl.constexpr, PRECISION: tl.constexpr, KEYS_FIRST: tl.co
 
 
 @triton.jit
-def _piece(x, first, d: tl.constexpr, PIECE: tl.constexpr):
-    column = first + tl.arange(0, PIECE)
-    address = x.rows + x.at.to(tl.int64)[:, None] * x.stride + column[None, :]
-    return tl.load(address, mask=(x.at < x.end)[:, None] & (column < d)[None, :], other=0.0)
+def _piece(x, column, R: tl.constexpr, d: tl.constexpr, PIECE: tl.constexpr):
+    """[R, PIECE], from a column on."""
+    address = tile_addresses(x.rows + column, x.stride, x.first, R, PIECE)
+    is_row = (x.first + tl.arange(0, R) < x.end)[:, None]
+    is_column = (column + tl.arange(0, PIECE) < d)[None, :]
+    return tl.load(address, mask=is_row & is_column, other=0.0)

@@ -29,6 +29,7 @@ from genkern.ops.attention.triton.second_tiles import (
 from genkern.ops.attention.triton.tangents import step_of_mean
 from genkern.ops.attention.triton.tiles import (
     add_product,
+    is_edge,
     key_block,
     key_rows,
     key_span,
@@ -69,16 +70,16 @@ def attention_second_stats(
     i0 = block * QUERIES
     i = i0 + tl.arange(0, QUERIES)
     inside = i < place.queries
-    queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
+    queries = query_operands(problem, tangents, grad_out, place, i0, QUERIES, d, dv, D, DV, PIECE)
     shift, inverse = softmax_row(shifts, totals, place, i)
     weight = tl.zeros([QUERIES], A)
     delta = tl.zeros([QUERIES], A)
     tau = tl.zeros([QUERIES], A)
     mean_u = tl.zeros([QUERIES], A)
     products = tl.zeros([QUERIES], A)
-    first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
-    for j0 in range(first, last, KEYS):
-        keys = key_operands(problem, tangents, place, j0 + tl.arange(0, KEYS), d, dv, D, DV, PIECE)
+    span = key_span(problem, place, i0, QUERIES, KEYS)
+    for j0 in range(span[0], span[3], KEYS):
+        keys = key_operands(problem, tangents, place, j0, KEYS, d, dv, D, DV, PIECE)
         x = pairs(
             problem,
             tangents,
@@ -87,8 +88,10 @@ def attention_second_stats(
             keys,
             shift,
             inverse,
-            i,
+            i0,
             j0,
+            is_edge(span, j0),
+            QUERIES,
             KEYS,
             d,
             dv,
@@ -142,13 +145,13 @@ def attention_second_rows(
     block, place = query_block(problem, blocks)
     i0 = block * QUERIES
     i = i0 + tl.arange(0, QUERIES)
-    queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
+    queries = query_operands(problem, tangents, grad_out, place, i0, QUERIES, d, dv, D, DV, PIECE)
     row = load_row(shifts, totals, levels, taus, rhos, place, i)
     q_sums = tl.zeros([QUERIES, D], A)
     out_sums = tl.zeros([QUERIES, DV], A)
-    first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
-    for j0 in range(first, last, KEYS):
-        keys = key_operands(problem, tangents, place, j0 + tl.arange(0, KEYS), d, dv, D, DV, PIECE)
+    span = key_span(problem, place, i0, QUERIES, KEYS)
+    for j0 in range(span[0], span[3], KEYS):
+        keys = key_operands(problem, tangents, place, j0, KEYS, d, dv, D, DV, PIECE)
         x = weights(
             problem,
             tangents,
@@ -156,8 +159,10 @@ def attention_second_rows(
             queries,
             keys,
             row,
-            i,
+            i0,
             j0,
+            is_edge(span, j0),
+            QUERIES,
             KEYS,
             d,
             dv,
@@ -169,20 +174,26 @@ def attention_second_rows(
             False,
         )
         if of_q.data is not None:
-            q_sums = add_product(q_sums, x.w_x, tile_of(keys.k, d, D), A, PRECISION)
+            q_sums = add_product(q_sums, x.w_x, tile_of(keys.k, KEYS, d, D, PIECE), A, PRECISION)
             if tangents.k.data is not None:
-                q_sums = add_product(q_sums, x.ds_x, tile_of(keys.k_tangent, d, D), A, PRECISION)
+                q_sums = add_product(
+                    q_sums, x.ds_x, tile_of(keys.k_tangent, KEYS, d, D, PIECE), A, PRECISION
+                )
         if of_out.data is not None:
-            out_sums = add_product(out_sums, x.kept_pt, tile_of(keys.v, dv, DV), A, PRECISION)
+            out_sums = add_product(
+                out_sums, x.kept_pt, tile_of(keys.v, KEYS, dv, DV, PIECE), A, PRECISION
+            )
             if tangents.v.data is not None:
                 out_sums = add_product(
-                    out_sums, x.kept_p, tile_of(keys.v_tangent, dv, DV), A, PRECISION
+                    out_sums, x.kept_p, tile_of(keys.v_tangent, KEYS, dv, DV, PIECE), A, PRECISION
                 )
     if of_q.data is not None:
         q_sums *= number(problem.scale, A)
-        store_tile(query_rows(of_q, place), of_q.row, i, place.queries, q_sums, d, D)
+        store_tile(query_rows(of_q, place), of_q.row, i0, place.queries, q_sums, QUERIES, d, D)
     if of_out.data is not None:
-        store_tile(query_rows(of_out, place), of_out.row, i, place.queries, out_sums, dv, DV)
+        store_tile(
+            query_rows(of_out, place), of_out.row, i0, place.queries, out_sums, QUERIES, dv, DV
+        )
 
 
 @triton.jit
@@ -214,16 +225,18 @@ def attention_second_columns(
     j = j0 + tl.arange(0, KEYS)
     group = problem.H // problem.Hk
     place = place_of(problem, batch, kv_head * group, kv_head)
-    keys = key_operands(problem, tangents, place, j, d, dv, D, DV, PIECE)
+    keys = key_operands(problem, tangents, place, j0, KEYS, d, dv, D, DV, PIECE)
     k_sums = tl.zeros([KEYS, D], A)
     v_sums = tl.zeros([KEYS, DV], A)
     for member in range(group):
         place = place_of(problem, batch, kv_head * group + member, kv_head)
         totals_of_keys = tl.zeros([KEYS], A)
-        first, _, _, last = query_span(problem, place, j0, QUERIES, KEYS)
-        for i0 in range(first, last, QUERIES):
+        span = query_span(problem, place, j0, QUERIES, KEYS)
+        for i0 in range(span[0], span[3], QUERIES):
             i = i0 + tl.arange(0, QUERIES)
-            queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
+            queries = query_operands(
+                problem, tangents, grad_out, place, i0, QUERIES, d, dv, D, DV, PIECE
+            )
             row = load_row(shifts, totals, levels, taus, rhos, place, i)
             x = weights(
                 problem,
@@ -232,8 +245,10 @@ def attention_second_columns(
                 queries,
                 keys,
                 row,
-                i,
+                i0,
                 j0,
+                is_edge(span, i0),
+                QUERIES,
                 KEYS,
                 d,
                 dv,
@@ -247,22 +262,30 @@ def attention_second_columns(
             if column_sums.data is not None:
                 totals_of_keys += tl.sum(x.w, 1)
             if of_k.data is not None:
-                k_sums = add_product(k_sums, x.w_x, tile_of(queries.q, d, D), A, PRECISION)
+                k_sums = add_product(
+                    k_sums, x.w_x, tile_of(queries.q, QUERIES, d, D, PIECE), A, PRECISION
+                )
                 if tangents.q.data is not None:
                     k_sums = add_product(
-                        k_sums, x.ds_x, tile_of(queries.q_tangent, d, D), A, PRECISION
+                        k_sums,
+                        x.ds_x,
+                        tile_of(queries.q_tangent, QUERIES, d, D, PIECE),
+                        A,
+                        PRECISION,
                     )
             if of_v.data is not None:
-                v_sums = add_product(v_sums, x.kept_pt, tile_of(queries.grad, dv, DV), A, PRECISION)
+                v_sums = add_product(
+                    v_sums, x.kept_pt, tile_of(queries.grad, QUERIES, dv, DV, PIECE), A, PRECISION
+                )
         if column_sums.data is not None:
             to = column_sums.data + place.batch * column_sums.batch
             to += place.head * column_sums.head + place.first_key
             tl.store(to + j, totals_of_keys, mask=j < place.key_rows)
     if of_k.data is not None:
         k_sums *= number(problem.scale, A)
-        store_tile(key_rows(of_k, place), of_k.row, j, place.key_rows, k_sums, d, D)
+        store_tile(key_rows(of_k, place), of_k.row, j0, place.key_rows, k_sums, KEYS, d, D)
     if of_v.data is not None:
-        store_tile(key_rows(of_v, place), of_v.row, j, place.key_rows, v_sums, dv, DV)
+        store_tile(key_rows(of_v, place), of_v.row, j0, place.key_rows, v_sums, KEYS, dv, DV)
 
 
 @triton.jit
@@ -294,10 +317,12 @@ def attention_second_bias(
     sums = tl.zeros([QUERIES, KEYS], A)
     for turn in range(batches_sharing * heads_sharing):
         place = shared_place(problem, batch, head, turn, heads_sharing, batches_sharing)
-        first, _, _, last = key_span(problem, place, i0, QUERIES, KEYS)
-        if (j0 + KEYS > first) & (j0 < last):
-            queries = query_operands(problem, tangents, grad_out, place, i, d, dv, D, DV, PIECE)
-            keys = key_operands(problem, tangents, place, j, d, dv, D, DV, PIECE)
+        span = key_span(problem, place, i0, QUERIES, KEYS)
+        if (j0 + KEYS > span[0]) & (j0 < span[3]):
+            queries = query_operands(
+                problem, tangents, grad_out, place, i0, QUERIES, d, dv, D, DV, PIECE
+            )
+            keys = key_operands(problem, tangents, place, j0, KEYS, d, dv, D, DV, PIECE)
             row = load_row(shifts, totals, levels, taus, rhos, place, i)
             x = weights(
                 problem,
@@ -306,9 +331,15 @@ def attention_second_bias(
                 queries,
                 keys,
                 row,
-                i,
+                i0,
                 j0,
+                True,
+                QUERIES,
                 KEYS,
+                d,
+                dv,
+                D,
+                DV,
                 A,
                 PRECISION,
                 PIECE,

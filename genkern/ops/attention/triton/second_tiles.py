@@ -47,7 +47,8 @@ class Row(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Tiles that pair queries with keys; kept: Z, or 1."""
+    """Tiles that pair queries with keys; kept: Z, not
+    read without dropout."""
 
     p: Any
     kept: Any
@@ -74,18 +75,20 @@ def query_operands(
     tangents,
     grad_out,
     place,
-    i,
+    i0,
+    QUERIES: tl.constexpr,
     d: tl.constexpr,
     dv: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    return Queries(
-        query_operand(problem.q, place, i, d, D, PIECE),
-        query_operand(tangents.q, place, i, d, D, PIECE),
-        query_operand(grad_out, place, i, dv, DV, PIECE),
-    )
+    q = query_operand(problem.q, place, i0, QUERIES, d, D, PIECE)
+    grad = query_operand(grad_out, place, i0, QUERIES, dv, DV, PIECE)
+    q_tangent = q  # not read where there is none
+    if tangents.q.data is not None:
+        q_tangent = query_operand(tangents.q, place, i0, QUERIES, d, D, PIECE)
+    return Queries(q, q_tangent, grad)
 
 
 @triton.jit
@@ -93,19 +96,22 @@ def key_operands(
     problem,
     tangents,
     place,
-    j,
+    j0,
+    KEYS: tl.constexpr,
     d: tl.constexpr,
     dv: tl.constexpr,
     D: tl.constexpr,
     DV: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    return Keys(
-        key_operand(problem.k, place, j, d, D, PIECE),
-        key_operand(tangents.k, place, j, d, D, PIECE),
-        key_operand(problem.v, place, j, dv, DV, PIECE),
-        key_operand(tangents.v, place, j, dv, DV, PIECE),
-    )
+    k = key_operand(problem.k, place, j0, KEYS, d, D, PIECE)
+    v = key_operand(problem.v, place, j0, KEYS, dv, DV, PIECE)
+    k_tangent, v_tangent = k, v
+    if tangents.k.data is not None:
+        k_tangent = key_operand(tangents.k, place, j0, KEYS, d, D, PIECE)
+    if tangents.v.data is not None:
+        v_tangent = key_operand(tangents.v, place, j0, KEYS, dv, DV, PIECE)
+    return Keys(k, k_tangent, v, v_tangent)
 
 
 @triton.jit
@@ -123,8 +129,10 @@ def pairs(
     keys,
     shift,
     inverse,
-    i,
+    i0,
     j0,
+    at_edge,
+    QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     d: tl.constexpr,
     dv: tl.constexpr,
@@ -135,11 +143,12 @@ def pairs(
     PIECE: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
-    """`Pairs` of queries i and the KEYS keys from j0 on."""
+    """`Pairs` of the queries from i0 on and the keys from j0 on."""
+    i = i0 + tl.arange(0, QUERIES)
     i_of_tile = along_queries(i, KEYS_FIRST)
     j_of_tile = along_queries(j0 + tl.arange(0, KEYS), not KEYS_FIRST)
-    products = pairing(queries.q, keys.k, d, D, A, PRECISION, PIECE, KEYS_FIRST)
-    s, tanh = logits(problem, place, products, i_of_tile, j_of_tile, True)
+    products = pairing(queries.q, keys.k, QUERIES, KEYS, d, D, A, PRECISION, PIECE, KEYS_FIRST)
+    s, tanh = logits(problem, place, products, i_of_tile, j_of_tile, at_edge)
     p = exponential(problem, s - along_queries(shift, KEYS_FIRST))
     p *= along_queries(inverse, KEYS_FIRST)
     t_x, t = tangent_logits(
@@ -153,17 +162,21 @@ def pairs(
         tanh,
         i_of_tile,
         j_of_tile,
+        QUERIES,
+        KEYS,
         d,
         D,
         PRECISION,
         PIECE,
         KEYS_FIRST,
     )
-    dp = pairing(queries.grad, keys.v, dv, DV, A, PRECISION, PIECE, KEYS_FIRST)
+    dp = pairing(queries.grad, keys.v, QUERIES, KEYS, dv, DV, A, PRECISION, PIECE, KEYS_FIRST)
     u = tl.zeros_like(dp)
     if tangents.v.data is not None:
-        u = pairing(queries.grad, keys.v_tangent, dv, DV, A, PRECISION, PIECE, KEYS_FIRST)
-    kept = None
+        u = pairing(
+            queries.grad, keys.v_tangent, QUERIES, KEYS, dv, DV, A, PRECISION, PIECE, KEYS_FIRST
+        )
+    kept = p
     if problem.seed is not None:
         kept = dropout_tile(problem, place, i, j0, KEYS, A)
         if KEYS_FIRST:
@@ -191,8 +204,10 @@ def weights(
     queries,
     keys,
     row,
-    i,
+    i0,
     j0,
+    at_edge,
+    QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     d: tl.constexpr,
     dv: tl.constexpr,
@@ -203,7 +218,7 @@ def weights(
     PIECE: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
-    """`Weights` of queries i and the KEYS keys from j0 on."""
+    """`Weights` of the queries from i0 on and the keys from j0 on."""
     x = pairs(
         problem,
         tangents,
@@ -212,8 +227,10 @@ def weights(
         keys,
         row.shift,
         row.inverse,
-        i,
+        i0,
         j0,
+        at_edge,
+        QUERIES,
         KEYS,
         d,
         dv,

@@ -44,19 +44,26 @@ def tangent_logits(
     tanh,
     i,
     j,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
     d: tl.constexpr,
     D: tl.constexpr,
     PRECISION: tl.constexpr,
     PIECE: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
-    """(T_X, T). `tanh`: the tile of tanh(X / softcap), of any value without softcap."""
+    """(T_X, T). `tanh`: the tile of tanh(X / softcap), of any value without softcap. The operands
+    of missing tangents are never read."""
     A: tl.constexpr = tanh.dtype
     products = tl.zeros_like(tanh)
-    if q_tangent is not None:
-        products = add_pairing(products, q_tangent, k, d, D, A, PRECISION, PIECE, KEYS_FIRST)
-    if k_tangent is not None:
-        products = add_pairing(products, q, k_tangent, d, D, A, PRECISION, PIECE, KEYS_FIRST)
+    if tangents.q.data is not None:
+        products = add_pairing(
+            products, q_tangent, k, QUERIES, KEYS, d, D, A, PRECISION, PIECE, KEYS_FIRST
+        )
+    if tangents.k.data is not None:
+        products = add_pairing(
+            products, q, k_tangent, QUERIES, KEYS, d, D, A, PRECISION, PIECE, KEYS_FIRST
+        )
     t_x = products * number(problem.scale, A)
     t = t_x
     if problem.softcap is not None:

@@ -219,29 +219,29 @@ def key_numbers(x, place):
 
 
 @triton.jit
-def load_tile(rows, stride, at, end, d: tl.constexpr, D: tl.constexpr, RAGGED: tl.constexpr):
-    """Rows `at` as [n, D], zeros beyond feature d, and beyond row `end` where RAGGED says that
-    there may be such."""
-    column = tl.arange(0, D)
-    address = rows + at.to(tl.int64)[:, None] * stride + column[None, :]
-    if RAGGED:
-        if d == D:
-            tile = tl.load(address, mask=(at < end)[:, None], other=0.0)
-        else:
-            tile = tl.load(address, mask=(at < end)[:, None] & (column < d)[None, :], other=0.0)
+def tile_addresses(rows, stride, first, R: tl.constexpr, D: tl.constexpr):
+    """Of [R, D] from row `first` on. Only the first row's offset is 64-bit, and computed for the
+    whole tile: launch.py sees to it that a tile's own offsets fit into 32."""
+    offset = tl.arange(0, R)[:, None] * stride + tl.arange(0, D)[None, :]
+    return rows + tl.cast(first, tl.int64) * stride + offset
+
+
+@triton.jit
+def load_tile(rows, stride, first, end, R: tl.constexpr, d: tl.constexpr, D: tl.constexpr):
+    """R rows from `first` on as [R, D], zeros beyond row `end` and beyond feature d."""
+    address = tile_addresses(rows, stride, first, R, D)
+    is_row = (first + tl.arange(0, R) < end)[:, None]
+    if d == D:
+        tile = tl.load(address, mask=is_row, other=0.0)
     else:
-        if d == D:
-            tile = tl.load(address)
-        else:
-            tile = tl.load(address, mask=(column < d)[None, :], other=0.0)
+        tile = tl.load(address, mask=is_row & (tl.arange(0, D) < d)[None, :], other=0.0)
     return tile
 
 
 @triton.jit
-def store_tile(rows, stride, at, end, tile, d: tl.constexpr, D: tl.constexpr):
-    column = tl.arange(0, D)
-    address = rows + at.to(tl.int64)[:, None] * stride + column[None, :]
-    mask = (at < end)[:, None] & (column < d)[None, :]
+def store_tile(rows, stride, first, end, tile, R: tl.constexpr, d: tl.constexpr, D: tl.constexpr):
+    address = tile_addresses(rows, stride, first, R, D)
+    mask = (first + tl.arange(0, R) < end)[:, None] & (tl.arange(0, D) < d)[None, :]
     tl.store(address, tile.to(rows.dtype.element_ty), mask=mask)
 
 
@@ -289,9 +289,16 @@ def add_key_bias(s, key_bias, place, j):
 
 
 @triton.jit
-def logits(problem, place, products, i, j, HIDE: tl.constexpr):
+def is_edge(span, first):
+    """Whether the tile that begins there may have hidden keys."""
+    return (first < span[1]) | (first >= span[2])
+
+
+@triton.jit
+def logits(problem, place, products, i, j, at_edge):
     """(S, or in its plain form S / |scale|; tanh(X / softcap)) of products q·k. The second is
-    garbage without a softcap. HIDE: whether some of these keys may be hidden from some query."""
+    garbage without a softcap. at_edge: see `is_edge`. Asking it when a tile is reached takes fewer
+    registers, and no more time, than a loop of its own for the tiles within."""
     A: tl.constexpr = products.dtype
     s = products * number(problem.sign, A)
     t = s
@@ -304,7 +311,7 @@ def logits(problem, place, products, i, j, HIDE: tl.constexpr):
         s = add_bias(s, problem.bias, place, i, j)
     if problem.key_bias.data is not None:
         s = add_key_bias(s, problem.key_bias, place, j)
-    if HIDE:
+    if at_edge:
         s = tl.where(is_hidden(problem, place, i, j), float("-inf"), s)
     return s, t
 
@@ -353,5 +360,5 @@ def dropout_tile(problem, place, i, j0, KEYS: tl.constexpr, A: tl.constexpr):
     seed = tl.load(problem.seed)
     a, b, c, d = tl.philox(seed, query, quad, head, tl.zeros_like(query))
     words = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
-    is_kept = words.to(tl.uint32, bitcast=True).to(tl.int64) >= problem.dropped_below
+    is_kept = words.to(tl.uint32, bitcast=True) >= tl.cast(problem.dropped_below, tl.uint32)
     return tl.where(is_kept, number(problem.kept, A), 0.0).to(A)
