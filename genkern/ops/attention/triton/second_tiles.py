@@ -131,7 +131,6 @@ def pairs(
     inverse,
     i0,
     j0,
-    at_edge,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     d: tl.constexpr,
@@ -148,7 +147,7 @@ def pairs(
     i_of_tile = along_queries(i, KEYS_FIRST)
     j_of_tile = along_queries(j0 + tl.arange(0, KEYS), not KEYS_FIRST)
     products = pairing(queries.q, keys.k, QUERIES, KEYS, d, D, A, PRECISION, PIECE, KEYS_FIRST)
-    s, tanh = logits(problem, place, products, i_of_tile, j_of_tile, at_edge)
+    s, tanh = logits(problem, place, products, i_of_tile, j_of_tile, True)
     p = exponential(problem, s - along_queries(shift, KEYS_FIRST))
     p *= along_queries(inverse, KEYS_FIRST)
     t_x, t = tangent_logits(
@@ -206,7 +205,6 @@ def weights(
     row,
     i0,
     j0,
-    at_edge,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     d: tl.constexpr,
@@ -229,7 +227,6 @@ def weights(
         row.inverse,
         i0,
         j0,
-        at_edge,
         QUERIES,
         KEYS,
         d,
