@@ -74,7 +74,7 @@ def assert_like_reference(inputs, tangents, mask=None, tolerance=None, **options
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda x: str(x).removeprefix("torch."))
 def test_shapes(dtype, poisoned):
-    for shape in [(1, 1, 1, 1, 1, 1, 1), (2, 2, 1, 21, 70, 24, 40), (1, 1, 1, 33, 9, 70, 3)]:
+    for shape in [(1, 1, 1, 1, 1, 1, 1), (1, 2, 1, 21, 40, 24, 40), (1, 1, 1, 5, 9, 70, 3)]:
         assert_like_reference(*directions(shape, dtype))
 
 
@@ -93,14 +93,13 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_options(options, poisoned):
-    assert_like_reference(*directions((1, 2, 1, 37, 50, 12, 5), torch.float64), **options)
+    assert_like_reference(*directions((1, 2, 1, 20, 37, 12, 5), torch.float64), **options)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 20, 40), (1, 2, 1, 40), (2, 1, 20, 1), (1, 1, 1, 1)])
 def test_biases(shape, poisoned):
     given = directions((2, 2, 1, 20, 40, 5, 4), torch.float64, shape)
-    assert_like_reference(*given, is_causal=True)
-    assert_like_reference(*given, softcap=2.0)
+    assert_like_reference(*given, is_causal=True, softcap=2.0)
 
 
 def test_boolean_masks_and_rows_without_keys(poisoned):
@@ -153,7 +152,7 @@ def test_sequences_one_after_another(poisoned):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("given", [(0,), (1,), (2,), (3,), (4,), (0, 4), (1, 2)], ids=str)
+@pytest.mark.parametrize("given", [(0,), (1,), (2,), (3,), (0, 4), (1, 2)], ids=str)
 def test_missing_tangents_are_zero(given, poisoned):
     (q, k, v, bias), tangents = directions((1, 2, 1, 20, 40, 5, 4), torch.float64, (1, 2, 20, 40))
     inputs = q, k, v, bias, torch.randn(1, 1, 40, dtype=torch.float64)

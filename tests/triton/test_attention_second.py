@@ -17,12 +17,13 @@ ROOM = 40  # more rows of NaN than a tile is high
 RAN = {"attention", "attention.backward", "attention.second"}
 
 
-@pytest.fixture(autouse=True, params=["at once", "in turns"])
+@pytest.fixture(autouse=True)
 def small_tiles(monkeypatch, request):
-    """So that few rows are many tiles. In turns: one result a launch, more than 16 features in
+    """So that few rows are many tiles. "in turns": one result a launch, more than 16 features in
     pieces."""
     chosen = {"QUERIES": 16, "KEYS": 32, "num_warps": 4, "num_stages": 1}
-    others = {"PIECE": 16, "SPLIT": True} if request.param == "in turns" else {}
+    in_turns = getattr(request, "param", "at once") == "in turns"
+    others = {"PIECE": 16, "SPLIT": True} if in_turns else {}
 
     def choose(name, *_):
         return {**chosen, **others} if name.startswith("second") else chosen
@@ -30,7 +31,7 @@ def small_tiles(monkeypatch, request):
     monkeypatch.setattr(configurations, "choose", choose)
 
 
-at_once = pytest.mark.parametrize("small_tiles", ["at once"], indirect=True)
+both_ways = pytest.mark.parametrize("small_tiles", ["at once", "in turns"], indirect=True)
 
 
 def in_nan(x):
@@ -90,8 +91,14 @@ def assert_like_reference(inputs, cotangent, tangents, mask=None, **options):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda x: str(x).removeprefix("torch."))
 def test_shapes(dtype, poisoned):
-    for shape in [(1, 1, 1, 1, 1, 1, 1), (1, 2, 1, 21, 40, 24, 40), (1, 1, 1, 33, 9, 40, 3)]:
+    for shape in [(1, 1, 1, 1, 1, 1, 1), (1, 2, 1, 17, 40, 24, 40)]:
         assert_like_reference(*problem(shape, dtype))
+
+
+@both_ways
+def test_wide_rows(small_tiles, poisoned):
+    assert_like_reference(*problem((1, 1, 1, 19, 35, 40, 3), torch.float64))
+    assert_like_reference(*problem((1, 1, 1, 5, 7, 3, 40), torch.float64), softcap=2.0)
 
 
 OPTIONS = {
@@ -105,13 +112,11 @@ OPTIONS = {
 }
 
 
-@at_once
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_options(options, poisoned):
     assert_like_reference(*problem((1, 2, 1, 20, 37, 12, 5), torch.float64), **options)
 
 
-@at_once
 @pytest.mark.parametrize(
     "shape", [(2, 2, 20, 37), (1, 1, 20, 37), (1, 2, 1, 37), (2, 1, 20, 1), (2, 1, 1, 37)], ids=str
 )
@@ -120,14 +125,12 @@ def test_biases(shape, poisoned):
     assert_like_reference(*given, is_causal=True, softcap=2.0)
 
 
-@at_once
 def test_boolean_masks_and_rows_without_keys(poisoned):
     mask = torch.rand(1, 1, 20, 37) > 0.5
     mask[:, :, 7] = False
     assert_like_reference(*problem((1, 2, 2, 20, 37, 8, 8), torch.float64), mask)
 
 
-@at_once
 def test_padding_is_never_read(poisoned):
     inputs, cotangent, tangents = problem((3, 1, 1, 20, 40, 8, 8), torch.float64)
     lengths = torch.tensor([0, 40, 21])
@@ -146,7 +149,6 @@ def test_padding_is_never_read(poisoned):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-@at_once
 def test_a_large_bias_reaches_no_row_beyond_the_last(poisoned):
     """exp of it alone would be infinite there."""
     inputs, cotangent, tangents = problem((1, 1, 1, 3, 5, 4, 4), torch.float32, (1, 1, 1, 5))
@@ -154,7 +156,6 @@ def test_a_large_bias_reaches_no_row_beyond_the_last(poisoned):
     assert_like_reference(inputs, cotangent, tangents)
 
 
-@at_once
 def test_sequences_one_after_another(poisoned):
     q_starts, k_starts = torch.tensor([0, 0, 30, 41]), torch.tensor([0, 10, 55, 55])
     sizes = [(41, 2, 9), (55, 1, 9), (55, 1, 14)]
@@ -206,10 +207,7 @@ def launched(given, wanted):
     return got, expected, [x.kernel.__name__.removeprefix("attention_second_") for x in launches]
 
 
-@at_once
-@pytest.mark.parametrize(
-    "given", [(0, 5, 6), (1, 5), (2, 5, 6), (3, 5), (4, 5), (0, 1, 6), (0, 2, 4, 5)], ids=str
-)
+@pytest.mark.parametrize("given", [(0, 5, 6), (1, 5), (2, 5, 6), (3, 5), (0, 2, 4, 5)], ids=str)
 def test_missing_tangents_and_cotangents_are_zero(given, poisoned):
     got, expected, _ = launched(given, (True,) * 7)
     for ours, theirs in zip(got, expected, strict=True):
@@ -239,7 +237,8 @@ def test_what_is_not_wanted_costs_nothing(wanted, kernels, poisoned):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-def test_one_launch_or_one_for_each_result(request, poisoned):
+@both_ways
+def test_one_launch_or_one_for_each_result(small_tiles, request, poisoned):
     got, expected, ran = launched(range(7), (True,) * 7)
     turns = 2 if "in turns" in request.node.name else 1
     assert ran == ["stats", *["rows"] * turns, *["columns"] * turns, "bias"]
@@ -247,7 +246,6 @@ def test_one_launch_or_one_for_each_result(request, poisoned):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-@at_once
 def test_means_cost_no_digits(poisoned):
     """Neither of T (logits that all grow alike leave the softmax as it is) nor of dP (nor of U)."""
     inputs, cotangent, tangents = problem((1, 1, 1, 20, 100, 8, 8), torch.float16, (1, 1, 20, 100))
@@ -257,13 +255,11 @@ def test_means_cost_no_digits(poisoned):
     assert_like_reference(inputs, cotangent, tangents)
 
 
-@at_once
 @pytest.mark.parametrize("sizes", [(0, 5, 4, 4), (5, 0, 4, 4), (5, 6, 0, 4), (5, 6, 4, 0)], ids=str)
 def test_empty(sizes, poisoned):
     assert_like_reference(*problem((2, 2, 1, *sizes), torch.float64), is_causal=True)
 
 
-@at_once
 def test_any_strides(poisoned):
     sizes = [(1, 30, 2, 8), (1, 30, 2, 8), (1, 2, 10, 30)]
     found = []
@@ -275,9 +271,8 @@ def test_any_strides(poisoned):
     assert_like_reference(found[0], cotangent, found[1])
 
 
-@at_once
 def test_deterministic():
-    given = problem((1, 4, 2, 37, 40, 5, 4), torch.float32, (1, 1, 37, 40))
+    given = problem((1, 2, 1, 20, 40, 5, 4), torch.float32, (1, 1, 20, 40))
     with use_backend("triton"):
         found = [
             results(lambda *x: genkern.attention(*x, enable_gqa=True, return_lse=True), *given)
@@ -287,7 +282,6 @@ def test_deterministic():
         assert torch.equal(a, b)
 
 
-@at_once
 def test_gradgradcheck():
     inputs = [torch.randn(1, 1, n, 2, dtype=torch.float64).requires_grad_() for n in (2, 3, 3)]
 
@@ -295,9 +289,7 @@ def test_gradgradcheck():
         return genkern.attention(*qkv, softcap=2.0, is_causal=True, alignment="lower_right")
 
     with use_backend("triton"), genkern.explain() as log:
-        assert torch.autograd.gradgradcheck(
-            call, inputs, check_fwd_over_rev=True, fast_mode=True, atol=1e-4
-        )
+        assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True, atol=1e-4)
     assert {choice.backend for choice in log} == {"triton"}
     assert {choice.op for choice in log} >= RAN
 
@@ -306,6 +298,7 @@ features = st.integers(1, 40)
 
 
 @pytest.mark.exhaustive
+@both_ways
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     heads=st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2)]),
