@@ -60,12 +60,13 @@ def on_triton():
 @pytest.fixture(scope="session")
 def assemblies():
     """assemblies(script, *arguments): what the kernels of a script beside the tests compile to, for
-    every target: dicts as `genkern.assembly.report` prints them. Two targets at a time."""
+    every target or `only` some: dicts as `genkern.assembly.report` prints them. In two processes
+    at a time."""
 
-    def run(script, *arguments):
+    def run(script, *arguments, only=tuple(TARGETS)):
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         command = [sys.executable, str(Path(__file__).parent / script)]
-        halves = [",".join(list(TARGETS)[0::2]), ",".join(list(TARGETS)[1::2])]
+        halves = [",".join(half) for half in (only[0::2], only[1::2]) if half]
         processes = [
             subprocess.Popen(
                 [*command, half, *arguments],
@@ -92,7 +93,6 @@ def fits():
 
     def check(found):
         assert found, "nothing was compiled"
-        assert {row["target"] for row in found} == set(TARGETS)
         for row in found:
             assert row["spills"] == 0, row
             assert row["shared_bytes"] <= TARGETS[row["target"]], row

@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
 class Fixed(NamedTuple):
     """Tensors without derivatives, int64: key_lengths [B], q_starts and k_starts [sequences + 1],
-    the seed of dropout, 0-d on the CPU."""
+    the seed of dropout, 0-d; all on q's device."""
 
     key_lengths: Tensor | None = None
     q_starts: Tensor | None = None

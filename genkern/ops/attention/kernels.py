@@ -13,6 +13,7 @@ import torch
 
 from genkern import backend as backends
 from genkern._native import native
+from genkern.ops import _triton
 from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER, is_ordinary, materialized
 from genkern.ops.attention.arguments import OP, check_values
 
@@ -30,11 +31,26 @@ _STORAGE, _ARITHMETIC, _BOOLEAN = range(3)
 
 def choose(op, inputs):
     """The backend for inputs like these."""
-    q, _, v, _, _ = inputs
-    if max(q.shape[3], v.shape[3]) > WIDEST_ON_TRITON:
+    beyond_triton = _beyond_triton(*inputs[:3])
+    if beyond_triton:
         without = tuple(name for name in KERNELS if name != "triton")
-        return backends.choose(op, q, without, f"heads of more than {WIDEST_ON_TRITON} features")
-    return backends.choose(op, q, KERNELS)
+        return backends.choose(op, inputs[0], without, beyond_triton)
+    return backends.choose(op, inputs[0], KERNELS)
+
+
+def _beyond_triton(q, k, v):
+    """What Triton's kernels don't do, or None."""
+    if max(q.shape[3], v.shape[3]) > WIDEST_ON_TRITON:
+        return f"heads of more than {WIDEST_ON_TRITON} features"
+    if q.shape[2] + k.shape[2] >= 2**31:
+        return "2**31 rows"
+    if q.is_cpu and backends.wanted() != "triton":
+        return None  # nobody asks
+    if q.dtype == torch.float64 and _triton.problem() is None and not _triton.has_fp64_products():
+        return f"{q.dtype} with a Triton older than 3.5"
+    if q.is_cuda and _triton.target(q) in ("sm_70", "sm_72", "sm_75"):
+        return "GPUs older than sm_80"
+    return None
 
 
 def launches(backend):

@@ -120,6 +120,13 @@ class Call:
         self.settings = check_longest(self.inputs, fixed, settings)
         self.problem = problem_of(self.inputs, self.fixed, self.settings)
 
+        self.is_heavy = bool(
+            settings.softcap
+            or settings.dropout_p
+            or self.inputs[3] is not None
+            or self.inputs[4] is not None
+        )
+
     # ---- Arguments
 
     def heads(self, x):
@@ -182,7 +189,7 @@ class Call:
     def _configuration(self, name):
         q, _, v, _, _ = self.inputs
         widest = max(_padded(q.shape[3]), _padded(v.shape[3]))
-        return configurations.choose(name, _triton.target(q), q.dtype, widest)
+        return configurations.choose(name, _triton.target(q), q.dtype, widest, self.is_heavy)
 
     def _options(self, name):
         """The constants of a kernel, and its configuration."""
