@@ -59,7 +59,8 @@ def parsed(column):
     split = {"SPLIT": True} if column.endswith("s") else {}
     tile, warps, stages, *piece = column.rstrip("s").split("/")
     queries, keys = tile.split("x")
-    sizes = {"QUERIES": int(queries), "KEYS": int(keys)} | {"PIECE": int(x) for x in piece}
+    pieces = {"PIECE": int(piece[0])} if piece else {}
+    sizes = {"QUERIES": int(queries), "KEYS": int(keys), **pieces}
     return {**sizes, "num_warps": int(warps), "num_stages": int(stages), **split}
 
 

@@ -15,6 +15,7 @@ from genkern.assembly import TARGETS, compiled
 from genkern.ops._triton import recording
 from genkern.ops.attention.arguments import NOTHING_FIXED, Fixed, Settings
 from genkern.ops.attention.triton import configurations, launch
+from genkern.ops.attention.triton.operands import WIDEST as WHOLE
 
 DTYPES = {"half": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 KERNELS = {
@@ -40,21 +41,22 @@ STAGES = {"half": (3, 2, 1), "fp32": (2, 1), "fp64": (2, 1)}
 
 # Of the kernels that multiply rows in pieces where they are wide: the features of a piece.
 IN_PIECES = *KERNELS["jvp"], *KERNELS["second"]
-PIECES = {"half": (None, 64), "fp32": (32, 16), "fp64": (32, 16)}
+PIECES = {"half": (WHOLE, 64), "fp32": (32, 16), "fp64": (32, 16)}
 
 
 def candidates(name, target, dtype, features):
-    pieces = PIECES[dtype] if name in IN_PIECES else (None,)
+    pieces = PIECES[dtype] if name in IN_PIECES else (WHOLE,)
+    pieces = dict.fromkeys(x if x < features else WHOLE for x in pieces)
     splits = (False, True) if features > 128 else (False,)
     splits = splits if name in ("second_rows", "second_columns") else (False,)
     for queries, keys, warps in CANDIDATES[dtype]:
         if name.endswith("_columns"):
             queries, keys = keys, queries
         for split, piece in itertools.product(splits, pieces):
-            if piece is not None and piece >= features:
-                piece = None
             for stages in STAGES[dtype] if target.startswith("sm_") else (2, 1):
-                sizes = f"{queries}x{keys}/{warps}/{stages}" + (f"/{piece}" if piece else "")
+                sizes = f"{queries}x{keys}/{warps}/{stages}" + (
+                    "" if piece == WHOLE else f"/{piece}"
+                )
                 yield configurations.parsed(sizes + "s" * split)
 
 
