@@ -25,6 +25,33 @@ from genkern.ops.attention.triton.tiles import (
 
 
 @triton.jit
+def bias_tile(problem, heads_of_bias, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """(batch and head of the bias, first query, first key) of a program."""
+    key_blocks, row_blocks = tl.cdiv(problem.M, KEYS), tl.cdiv(problem.N, QUERIES)
+    program = tl.program_id(0)
+    j0 = program % key_blocks * KEYS
+    i0 = program // key_blocks % row_blocks * QUERIES
+    head = program // key_blocks // row_blocks % heads_of_bias
+    batch = program // key_blocks // row_blocks // heads_of_bias
+    return batch, head, i0, j0
+
+
+@triton.jit
+def shared_place(problem, bias_batch, bias_head, turn, heads_sharing, batches_sharing):
+    """The place of one of those that share a head of a bias, turn after turn."""
+    batch = bias_batch * batches_sharing + turn // heads_sharing
+    head = bias_head * heads_sharing + turn % heads_sharing
+    return place_of(problem, batch, head, head // (problem.H // problem.Hk))
+
+
+@triton.jit
+def store_bias_tile(problem, grad, batch, head, i, j, sums):
+    to = grad.data + batch.to(tl.int64) * grad.batch + head.to(tl.int64) * grad.head
+    address = to + i.to(tl.int64)[:, None] * grad.row + j.to(tl.int64)[None, :] * grad.key
+    tl.store(address, sums, mask=(i < problem.N)[:, None] & (j < problem.M)[None, :])
+
+
+@triton.jit
 def attention_bias_gradient(
     problem,
     shifts,
@@ -44,18 +71,11 @@ def attention_bias_gradient(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    key_blocks, row_blocks = tl.cdiv(problem.M, KEYS), tl.cdiv(problem.N, QUERIES)
-    program = tl.program_id(0)
-    j0 = program % key_blocks * KEYS
-    i0 = program // key_blocks % row_blocks * QUERIES
-    bias_head = program // key_blocks // row_blocks % heads_of_bias
-    bias_batch = program // key_blocks // row_blocks // heads_of_bias
+    bias_batch, bias_head, i0, j0 = bias_tile(problem, heads_of_bias, QUERIES, KEYS)
     i, j = i0 + tl.arange(0, QUERIES), j0 + tl.arange(0, KEYS)
     sums = tl.zeros([QUERIES, KEYS], A)
     for turn in range(batches_sharing * heads_sharing):
-        batch = bias_batch * batches_sharing + turn // heads_sharing
-        head = bias_head * heads_sharing + turn % heads_sharing
-        place = place_of(problem, batch, head, head // (problem.H // problem.Hk))
+        place = shared_place(problem, bias_batch, bias_head, turn, heads_sharing, batches_sharing)
         span = key_span(problem, place, i0, QUERIES, KEYS)
         if (j0 + KEYS > span[0]) & (j0 < span[3]):
             q = load_tile(
@@ -74,7 +94,4 @@ def attention_bias_gradient(
                 dp *= dropout_tile(problem, place, i, j0, KEYS, A)
             level = tl.load(query_numbers(levels, place) + i, mask=i < place.queries, other=0.0)
             sums += p * (dp - level[:, None])
-    to = grad_bias.data + bias_batch.to(tl.int64) * grad_bias.batch
-    to += bias_head.to(tl.int64) * grad_bias.head
-    address = to + i.to(tl.int64)[:, None] * grad_bias.row + j.to(tl.int64)[None, :] * grad_bias.key
-    tl.store(address, sums, mask=(i < problem.N)[:, None] & (j < problem.M)[None, :])
+    store_bias_tile(problem, grad_bias, bias_batch, bias_head, i, j, sums)

@@ -2,7 +2,8 @@
 
 configurations.txt has a line for every kernel and dtype of a target, with columns for heads of up
 to 64, 128 and 256 features: `128x64/8/3` means tiles of 128 queries and 64 keys, 8 warps, 3 stages;
-a trailing `s` that a launch for several results is split into one for each. A kernel's name ends
+a fourth number that rows are multiplied in pieces of so many features (operands.py), a trailing `s`
+that a launch for several results is split into one for each. A kernel's name ends
 with + in the line for softcap, dropout or biases, which need more registers. search.py finds them.
 """
 
@@ -56,9 +57,10 @@ def _table():
 
 def parsed(column):
     split = {"SPLIT": True} if column.endswith("s") else {}
-    tile, warps, stages = column.rstrip("s").split("/")
+    tile, warps, stages, *piece = column.rstrip("s").split("/")
     queries, keys = tile.split("x")
-    sizes = {"QUERIES": int(queries), "KEYS": int(keys)}
+    pieces = {"PIECE": int(piece[0])} if piece else {}
+    sizes = {"QUERIES": int(queries), "KEYS": int(keys), **pieces}
     return {**sizes, "num_warps": int(warps), "num_stages": int(stages), **split}
 
 
@@ -67,4 +69,5 @@ def printed(configuration):
     queries, keys, warps, stages = (
         configuration[key] for key in ("QUERIES", "KEYS", "num_warps", "num_stages")
     )
-    return f"{queries}x{keys}/{warps}/{stages}" + "s" * configuration.get("SPLIT", False)
+    piece = f"/{configuration['PIECE']}" if "PIECE" in configuration else ""
+    return f"{queries}x{keys}/{warps}/{stages}{piece}" + "s" * configuration.get("SPLIT", False)

@@ -13,7 +13,15 @@ from genkern.ops.attention.triton.backward import (
 )
 from genkern.ops.attention.triton.bias_gradient import attention_bias_gradient
 from genkern.ops.attention.triton.forward import attention_forward
+from genkern.ops.attention.triton.jvp import attention_jvp
 from genkern.ops.attention.triton.problem import bias_of, heads, numbers, problem_of
+from genkern.ops.attention.triton.second import (
+    attention_second_bias,
+    attention_second_columns,
+    attention_second_rows,
+    attention_second_stats,
+)
+from genkern.ops.attention.triton.tangents import Tangents
 
 
 def forward(inputs, fixed, settings, want_lse):
@@ -56,8 +64,51 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.A
             call.numbers(sums),
         )
     row_sums = None if grad_lse is None else torch.where(rows[1] > 0, grad_lse, 0)
-    call.finish_biases(grads, sums, row_sums, attention_bias_gradient, *known, levels)
+    call.finish_biases(
+        grads, sums, row_sums, attention_bias_gradient, "bias_gradient", *known, levels
+    )
     return kernels.in_dtypes_of(call.inputs, grads)
+
+
+def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(True,) * 7):
+    """The gradients of ⟨backward's results, tangents⟩ for the inputs, grad_out and grad_lse."""
+    call = Call(inputs, fixed, settings)
+    grad_out, grad_lse = kernels.cotangents_of(call.inputs, grad_out, grad_lse)
+    grads = kernels.new_gradients(call.inputs, wanted[:5])
+    of_out = kernels.laid_out_like(grad_out, call.inputs[2].shape[3]) if wanted[5] else None
+    levels, taus, rhos = (kernels.new_row_numbers(call.inputs[0]) for _ in range(3))
+    given = call.tangents(tangents), *call.softmax(rows), call.heads(grad_out)
+    of_rows = [call.numbers(x) for x in (levels, taus, rhos)]
+    call.over_queries(
+        attention_second_stats, "second_stats", *given, call.numbers(grad_lse), *of_rows
+    )
+    known = *given, *of_rows
+    for of_q, of_o in call.turns("second_rows", (grads[0], None), (None, of_out)):
+        results = call.heads(of_q), call.heads(of_o)
+        call.over_queries(attention_second_rows, "second_rows", *known, *results)
+    sums = call.column_sums(grads)
+    turns = call.turns("second_columns", (grads[1], sums, None), (None, None, grads[2]))
+    for of_k, of_bias, of_v in turns:
+        results = call.heads(of_k), call.heads(of_v), call.numbers(of_bias)
+        call.over_keys(attention_second_columns, "second_columns", *known, *results)
+    call.finish_biases(grads, sums, None, attention_second_bias, "second_bias", *known)
+    return *kernels.in_dtypes_of(call.inputs, grads), of_out, taus if wanted[6] else None
+
+
+def jvp(inputs, fixed, settings, rows, tangents):
+    """The derivatives of out and lse along the tangents of the inputs."""
+    call = Call(inputs, fixed, settings)
+    q, _, v, _, _ = call.inputs
+    out, lse = kernels.laid_out_like(q, v.shape[3]), kernels.new_row_numbers(q)
+    call.over_queries(
+        attention_jvp,
+        "jvp",
+        call.tangents(tangents),
+        *call.softmax(rows),
+        call.heads(out),
+        call.numbers(lse),
+    )
+    return out, lse
 
 
 class Call:
@@ -83,6 +134,10 @@ class Call:
 
     def numbers(self, x):
         return numbers(x, self.fixed)
+
+    def tangents(self, tangents):
+        q, k, v, bias, key_bias = kernels.readable_tangents(self.inputs, tangents)
+        return Tangents(*(self.heads(x) for x in (q, k, v)), bias_of(bias), self.numbers(key_bias))
 
     def softmax(self, rows):
         """(shifts, sums)"""
@@ -123,20 +178,32 @@ class Call:
             with _triton.on_device(self.inputs[0]):
                 _triton.launch(kernel, (programs,), self.problem, *args, **options)
 
+    def turns(self, name, *parts):
+        """The results of every launch of a kernel: those of all parts at once, or, where sums of
+        several would not fit into registers (SPLIT), of one part after another."""
+        if not self._configuration(name).get("SPLIT"):
+            places = zip(*parts, strict=True)
+            parts = [tuple(next((x for x in of if x is not None), None) for of in places)]
+        return [part for part in parts if any(x is not None for x in part)]
+
+    def _configuration(self, name):
+        q, _, v, _, _ = self.inputs
+        widest = max(_padded(q.shape[3]), _padded(v.shape[3]))
+        return configurations.choose(name, _triton.target(q), q.dtype, widest, self.is_heavy)
+
     def _options(self, name):
         """The constants of a kernel, and its configuration."""
         import triton.language as tl
 
         q, _, v, _, _ = self.inputs
         d, dv = q.shape[3], v.shape[3]
-        D, DV = (max(16, 1 << (max(n, 1) - 1).bit_length()) for n in (d, dv))
-        chosen = configurations.choose(name, _triton.target(q), q.dtype, max(D, DV), self.is_heavy)
+        chosen = {k: v for k, v in self._configuration(name).items() if k != "SPLIT"}
         wide = ARITHMETIC[q.dtype] == torch.float64
         return {
             "d": d,
             "dv": dv,
-            "D": D,
-            "DV": DV,
+            "D": _padded(d),
+            "DV": _padded(dv),
             "A": tl.float64 if wide else tl.float32,
             "PRECISION": "ieee",
             **chosen,
@@ -152,7 +219,7 @@ class Call:
             return None
         return q.new_empty(*q.shape[:2], k.shape[2], dtype=ARITHMETIC[q.dtype])
 
-    def finish_biases(self, grads, column_sums, row_sums, kernel, *args):
+    def finish_biases(self, grads, column_sums, row_sums, kernel, name, *args):
         """Fills the gradients of both biases; row_sums [B, H, N], None: zero. `kernel` makes those
         of a bias with rows and keys of its own."""
         grad_bias, grad_key_bias = grads[3:]
@@ -170,13 +237,18 @@ class Call:
         elif not self._has_rows(grad_bias):
             grad_bias.copy_(column_sums[:, :, None].sum_to_size(grad_bias.shape))
         else:
-            self.over_bias(kernel, "bias_gradient", grad_bias, *args)
+            self.over_bias(kernel, name, grad_bias, *args)
 
     def _has_rows(self, bias):
         return bias.shape[2] == self.inputs[0].shape[2]
 
     def _has_keys(self, bias):
         return bias.shape[3] == self.inputs[1].shape[2]
+
+
+def _padded(features):
+    """As many columns as a tile of them has."""
+    return max(16, 1 << (max(features, 1) - 1).bit_length())
 
 
 def _on(device, seed):

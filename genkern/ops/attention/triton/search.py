@@ -6,6 +6,7 @@ these are what fits, not what was measured to be fast (`GENKERN_TRITON_AUTOTUNE=
 Prints lines of configurations.txt; an argument picks lines by their beginning ("sm_90 forward").
 """
 
+import itertools
 import sys
 
 import torch
@@ -14,6 +15,7 @@ from genkern.assembly import TARGETS, compiled
 from genkern.ops._triton import recording
 from genkern.ops.attention.arguments import NOTHING_FIXED, Fixed, Settings
 from genkern.ops.attention.triton import configurations, launch
+from genkern.ops.attention.triton.operands import WIDEST as WHOLE
 
 DTYPES = {"half": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 KERNELS = {
@@ -36,14 +38,25 @@ CANDIDATES = {"half": HALF, "fp32": FP32, "fp64": FP64}
 STAGES = {"half": (3, 2, 1), "fp32": (2, 1), "fp64": (2, 1)}
 
 
-def candidates(name, target, dtype):
-    for split in (False, True) if name in ("second_rows", "second_columns") else (False,):
-        for queries, keys, warps in CANDIDATES[dtype]:
-            if name.endswith("_columns"):
-                queries, keys = keys, queries
+# Of the kernels that multiply rows in pieces where they are wide: the features of a piece.
+IN_PIECES = *KERNELS["jvp"], *KERNELS["second"]
+PIECES = {"half": (WHOLE, 64), "fp32": (32, 16), "fp64": (32, 16)}
+
+
+def candidates(name, target, dtype, features):
+    pieces = PIECES[dtype] if name in IN_PIECES else (WHOLE,)
+    pieces = dict.fromkeys(x if x < features else WHOLE for x in pieces)
+    splits = (False, True) if features > 128 else (False,)
+    splits = splits if name in ("second_rows", "second_columns") else (False,)
+    for queries, keys, warps in CANDIDATES[dtype]:
+        if name.endswith("_columns"):
+            queries, keys = keys, queries
+        for split, piece in itertools.product(splits, pieces):
             for stages in STAGES[dtype] if target.startswith("sm_") else (2, 1):
-                sizes = f"{queries}x{keys}/{warps}/{stages}" + "s" * split
-                yield configurations.parsed(sizes)
+                sizes = f"{queries}x{keys}/{warps}/{stages}" + (
+                    "" if piece == WHOLE else f"/{piece}"
+                )
+                yield configurations.parsed(sizes + "s" * split)
 
 
 def launches(name, target, dtype, features, is_heavy, configuration):
@@ -90,8 +103,8 @@ def _call(name, dtype, features, is_heavy):
 def search(name, targets, dtype, features, is_heavy):
     """The configuration, or None where no candidate fits on all targets."""
     spilled = None
-    for configuration in candidates(name, targets[0], dtype):
-        tile = configurations.printed(configuration).rsplit("/", 1)[0]
+    for configuration in candidates(name, targets[0], dtype, features):
+        tile = configurations.printed({**configuration, "num_stages": 0})
         if tile == spilled:
             continue  # fewer stages would save a few registers, not so many
         for target in targets:

@@ -324,10 +324,10 @@ def exponential(problem, z):
 
 @triton.jit
 def softmax_row(shift, total, place, i):
-    """(shift, 1 / sum) of queries i; zeros where nothing is seen, so that P = 0 there, and beyond
-    the last query."""
+    """(shift, 1 / sum) of queries i, such that P = 0 where nothing is seen, and beyond the last
+    query: there, with any other shift, a large bias would make it inf·0."""
     inside = i < place.queries
-    shift = tl.load(query_numbers(shift, place) + i, mask=inside, other=0.0)
+    shift = tl.load(query_numbers(shift, place) + i, mask=inside, other=float("inf"))
     total = tl.load(query_numbers(total, place) + i, mask=inside, other=0.0)
     return shift, tl.where(total > 0, 1 / total, 0.0)
 
