@@ -79,18 +79,18 @@ def spectral_norm_gradient(table, layers, T: tl.constexpr, ACC: tl.constexpr, LA
     factor = grad_sigma - along
 
     matrix = load_matrix(row + MATRIX)
-    loops = tl.load(row + WRITE_LOOPS)
+    loops = tl.load(row + WRITE_LOOPS).to(tl.int32)
     panels = (matrix.far + TILE - 1) // TILE
     far = (tile % panels) * TILE + tl.arange(0, TILE)
     x = tl.load(
         pointer(tl.load(row + FAR), ACC, False)
-        + own_index(far, tl.load(row + FAR_LEADING), matrix.far),
+        + own_index(far, tl.load(row + FAR_LEADING).to(tl.int32), matrix.far),
         mask=far < matrix.far,
         other=0.0,
     )
     near_vector, near_leading = (
         pointer(tl.load(row + NEAR), ACC, False),
-        tl.load(row + NEAR_LEADING),
+        tl.load(row + NEAR_LEADING).to(tl.int32),
     )
     grad = pointer(grad_address, T, False)
     gradient = pointer(tl.load(row + GRAD_WEIGHT), T, False)

@@ -52,8 +52,8 @@ WEIGHT, NORMALIZED, SIGMA = tl.constexpr(10), tl.constexpr(11), tl.constexpr(12)
 MATRIX, A, B = tl.constexpr(13), tl.constexpr(18), tl.constexpr(26)
 FIELDS = tl.constexpr(34)
 
-WIDE_ROWS, WIDE_COLUMNS = tl.constexpr(8), tl.constexpr(512)
-VECTOR = tl.constexpr(2048)  # elements of a vector that are taken at once
+WIDE_ROWS, WIDE_COLUMNS = tl.constexpr(32), tl.constexpr(128)
+VECTOR = tl.constexpr(1024)  # elements of a vector that are taken at once
 HUGE, TINY = tl.constexpr(2.0**100), tl.constexpr(2.0**-80)
 
 
@@ -77,11 +77,11 @@ def load_vector(fields):
         tl.load(fields),
         tl.load(fields + 1),
         tl.load(fields + 2),
-        tl.load(fields + 3),
-        tl.load(fields + 4),
+        tl.load(fields + 3).to(tl.int32),
+        tl.load(fields + 4).to(tl.int32),
         tl.load(fields + 5),
-        tl.load(fields + 6),
-        tl.load(fields + 7),
+        tl.load(fields + 6).to(tl.int32),
+        tl.load(fields + 7).to(tl.int32),
     )
 
 
@@ -101,15 +101,16 @@ def buffered(vector, wide, at, T: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def added_up(vector, at, ACC: tl.constexpr):
+def added_up(vector, at, AT_ONCE: tl.constexpr, ACC: tl.constexpr):
     """The elements `at` of what the launch before summed, not yet normalised; 0 beyond the end."""
     sums = pointer(vector.sums, ACC, False)
     total = tl.zeros(at.shape, ACC)
-    for first in range(0, vector.splits, 4):
-        for i in tl.static_range(4):
+    for first in range(0, vector.splits, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
             split = first + i
             end = tl.where(split < vector.splits, vector.length, 0)
-            total += tl.load(sums + split * vector.length + at, mask=at < end, other=0.0)
+            row = sums + split.to(tl.int64) * vector.length
+            total += tl.load(row + at, mask=at < end, other=0.0)
     return total
 
 
@@ -120,7 +121,7 @@ def norm(vector, ACC: tl.constexpr):
     down = tl.zeros((VECTOR,), ACC)
     up = tl.zeros((VECTOR,), ACC)
     for start in range(0, vector.length, VECTOR):
-        x = added_up(vector, start + tl.arange(0, VECTOR), ACC)
+        x = added_up(vector, start + tl.arange(0, VECTOR), 4, ACC)
         plain += x * x
         down += (x * TINY) * (x * TINY)
         up += (x * HUGE) * (x * HUGE)
@@ -148,9 +149,9 @@ def keep(vector, wide, x, at, stored: tl.constexpr, T: tl.constexpr, ACC: tl.con
 @triton.jit
 def keep_normalized(vector, wide, size, program, programs, T: tl.constexpr, ACC: tl.constexpr):
     """This program's share of a vector that the launch before summed."""
-    for start in range(program * VECTOR, vector.length, programs * VECTOR):
-        at = start + tl.arange(0, VECTOR)
-        keep(vector, wide, added_up(vector, at, ACC) / size, at, True, T, ACC)
+    for start in range(program.to(tl.int64) * VECTOR, vector.length, programs * VECTOR):
+        at = (start + tl.arange(0, VECTOR)).to(tl.int32)
+        keep(vector, wide, added_up(vector, at, 1, ACC) / size, at, True, T, ACC)
 
 
 # ---- Products -----------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def keep_normalized(vector, wide, size, program, programs, T: tl.constexpr, ACC:
 @triton.jit
 def factors(given, wide, size, at, FROM_BUFFER: tl.constexpr, T: tl.constexpr, ACC: tl.constexpr):
     """Elements of the vector that the matrix is multiplied by."""
-    return buffered(given, wide, at, T, ACC) if FROM_BUFFER else added_up(given, at, ACC) / size
+    return buffered(given, wide, at, T, ACC) if FROM_BUFFER else added_up(given, at, 1, ACC) / size
 
 
 @triton.jit
@@ -182,7 +183,7 @@ def make_far(
         inside = (far < matrix.far)[:, None] & (near < matrix.near)[None, :]
         w = tl.load(rows + near_offsets(matrix, near)[None, :], mask=inside, other=0.0)
         total += w.to(ACC) * x[None, :]
-    sums = pointer(made.sums, ACC, False) + split * made.length
+    sums = pointer(made.sums, ACC, False) + split.to(tl.int64) * made.length
     tl.store(sums + far, tl.sum(total, 1), mask=far < matrix.far)
 
 
@@ -206,7 +207,7 @@ def make_near(
         inside = (far < matrix.far)[:, None] & (near < matrix.near)[None, :]
         w = tl.load(columns + (far * matrix.far_stride)[:, None], mask=inside, other=0.0)
         total += w.to(ACC) * x[:, None]
-    sums = pointer(made.sums, ACC, False) + split * made.length
+    sums = pointer(made.sums, ACC, False) + split.to(tl.int64) * made.length
     tl.store(sums + near, tl.sum(total, 0), mask=near < matrix.near)
 
 
@@ -246,8 +247,8 @@ def spectral_norm_product(
 
 @triton.jit
 def copy_to_state(vector, wide, program, programs, T: tl.constexpr, ACC: tl.constexpr):
-    for start in range(program * VECTOR, vector.length, programs * VECTOR):
-        at = start + tl.arange(0, VECTOR)
+    for start in range(program.to(tl.int64) * VECTOR, vector.length, programs * VECTOR):
+        at = (start + tl.arange(0, VECTOR)).to(tl.int32)
         keep(vector, wide, buffered(vector, wide, at, T, ACC), at, False, T, ACC)
 
 
@@ -257,7 +258,7 @@ def overlap(vector, wide, T: tl.constexpr, ACC: tl.constexpr):
     total = tl.zeros((VECTOR,), ACC)
     for start in range(0, vector.length, VECTOR):
         at = start + tl.arange(0, VECTOR)
-        total += buffered(vector, wide, at, T, ACC) * added_up(vector, at, ACC)
+        total += buffered(vector, wide, at, T, ACC) * added_up(vector, at, 4, ACC)
     return tl.sum(total, 0)
 
 

@@ -19,6 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
+from genkern.ops.spectral_norm.arguments import OP
+
 TL_DTYPE = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
@@ -31,7 +33,8 @@ TILE = tl.constexpr(64)  # rows and columns of a square tile
 
 
 class Matrix(NamedTuple):
-    """A weight's view as [far, near]; the fields of a table's row, in this order."""
+    """A weight's view as [far, near]; the fields of a table's row, in this order. int32, but for
+    far_stride and near_jump: positions along a vector are divided by."""
 
     far: tl.tensor
     near: tl.tensor
@@ -50,31 +53,36 @@ def find_layer(table, layers, first, FIELDS: tl.constexpr, LAYERS: tl.constexpr)
     firsts = tl.load(table + index * FIELDS + first, mask=is_layer, other=0)
     begun = is_layer & (firsts <= program)
     row = table + (tl.sum(begun.to(tl.int32), 0) - 1) * FIELDS
-    return row, program - tl.load(row + first)
+    return row, (program - tl.load(row + first)).to(tl.int32)
 
 
 @triton.jit
 def load_matrix(fields):
     return Matrix(
-        tl.load(fields),
-        tl.load(fields + 1),
+        tl.load(fields).to(tl.int32),
+        tl.load(fields + 1).to(tl.int32),
         tl.load(fields + 2),
-        tl.load(fields + 3),
+        tl.load(fields + 3).to(tl.int32),
         tl.load(fields + 4),
     )
 
 
 @triton.jit
 def near_offsets(matrix, near):
-    inner = matrix.near_inner
-    return (near // inner) * matrix.near_jump + near % inner
+    offsets = near.to(tl.int64)
+    if matrix.near_inner < matrix.near:
+        offsets = (near // matrix.near_inner) * matrix.near_jump + near % matrix.near_inner
+    return offsets
 
 
 @triton.jit
 def own_index(at, leading, length):
     """Where a vector in its own order has the elements `at` of memory's order: [leading, …] in the
     one, transposed in the other."""
-    return (at % leading) * (length // leading) + at // leading
+    index = at
+    if leading > 1:
+        index = (at % leading) * (length // leading) + at // leading
+    return index
 
 
 @triton.jit
@@ -86,12 +94,18 @@ def pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 # ---- Rows of the table --------------------------------------------------------------------------
 
-PROGRAMS = 128  # that one layer's launch is split into, if its size allows it
+LONGEST = 2**31 - 2**16  # rows or columns, so that positions beyond the end are int32, too
+PROGRAMS = 256  # that one layer's launch is split into, if its size allows it
 FLAT_PROGRAMS = 512  # the same for a pass over memory
 
 
 def matrix_of(outer, rows, inner):
     """((far, near, far_stride, near_inner, near_jump), whether far are the rows)"""
+    if max(rows, outer * inner) >= LONGEST:
+        raise ValueError(
+            f"{OP}: the Triton kernels take weights of fewer than {LONGEST} rows or columns, and "
+            f"this one has {rows} rows and {outer * inner} columns"
+        )
     if inner == 1 and outer > 1:
         return (outer, rows, rows, max(rows, 1), 0), False
     return (rows, outer * inner, inner, max(inner, 1), rows * inner), True
