@@ -18,12 +18,12 @@ from genkern.ops._triton import device_table, launch, on_device
 from genkern.ops.spectral_norm.triton.layers import (
     FLAT,
     FLAT_PROGRAMS,
-    TILE,
     TL_DTYPE,
     are_aligned,
     ceil_div,
     find_layer,
     layers_bound,
+    load_flat,
     load_matrix,
     matrix_of,
     near_offsets,
@@ -41,6 +41,7 @@ FAR, FAR_LEADING, NEAR, NEAR_LEADING = (tl.constexpr(i) for i in (12, 13, 14, 15
 MATRIX = tl.constexpr(16)
 FIELDS = tl.constexpr(21)
 
+ROWS, COLUMNS = tl.constexpr(32), tl.constexpr(64)  # of a tile of dW
 MOST_PARTS = tl.constexpr(FLAT_PROGRAMS)
 
 
@@ -57,9 +58,9 @@ def spectral_norm_inner_product(
     total = tl.zeros((FLAT,), ACC)
     end = tl.where(grad_address != 0, elements, 0)
     for loop in range(0, loops):
-        at = (part * loops + loop) * FLAT + tl.arange(0, FLAT)
-        g = tl.load(grad + at, mask=at < end, other=0.0).to(ACC)
-        total += g * tl.load(normalized + at, mask=at < end, other=0.0).to(ACC)
+        start = (part * loops + loop) * FLAT
+        g = load_flat(grad, start, end).to(ACC)
+        total += g * load_flat(normalized, start, end).to(ACC)
     tl.store(pointer(tl.load(row + PARTS), ACC, False) + part, tl.sum(total, 0))
 
 
@@ -80,8 +81,8 @@ def spectral_norm_gradient(table, layers, T: tl.constexpr, ACC: tl.constexpr, LA
 
     matrix = load_matrix(row + MATRIX)
     loops = tl.load(row + WRITE_LOOPS).to(tl.int32)
-    panels = (matrix.far + TILE - 1) // TILE
-    far = (tile % panels) * TILE + tl.arange(0, TILE)
+    panels = (matrix.far + ROWS - 1) // ROWS
+    far = (tile % panels) * ROWS + tl.arange(0, ROWS)
     x = tl.load(
         pointer(tl.load(row + FAR), ACC, False)
         + own_index(far, tl.load(row + FAR_LEADING).to(tl.int32), matrix.far),
@@ -95,9 +96,9 @@ def spectral_norm_gradient(table, layers, T: tl.constexpr, ACC: tl.constexpr, LA
     grad = pointer(grad_address, T, False)
     gradient = pointer(tl.load(row + GRAD_WEIGHT), T, False)
     far_with_grad = tl.where(has_grad, matrix.far, 0)
-    first = (tile // panels) * loops * TILE
-    for start in range(first, tl.minimum(first + loops * TILE, matrix.near), TILE):
-        near = start + tl.arange(0, TILE)
+    first = (tile // panels) * loops * COLUMNS
+    for start in range(first, tl.minimum(first + loops * COLUMNS, matrix.near), COLUMNS):
+        near = start + tl.arange(0, COLUMNS)
         at_near = own_index(near, near_leading, matrix.near)
         y = tl.load(near_vector + at_near, mask=near < matrix.near, other=0.0)
         near_inside = (near < matrix.near)[None, :]
@@ -124,7 +125,7 @@ class _Plan(NamedTuple):
 def _plan(outer, rows, inner):
     matrix, far_is_u = matrix_of(outer, rows, inner)
     far, near = matrix[:2]
-    panels, tiles = ceil_div(far, TILE.value), ceil_div(near, TILE.value)
+    panels, tiles = ceil_div(far, ROWS.value), ceil_div(near, COLUMNS.value)
     loops = max(1, ceil_div(panels * tiles, FLAT_PROGRAMS))
     write_programs = panels * ceil_div(tiles, loops)
     return _Plan(matrix, far_is_u, *split_flat(far * near), write_programs, loops)

@@ -34,6 +34,7 @@ from genkern.ops.spectral_norm.triton.layers import (
     ceil_div,
     find_layer,
     layers_bound,
+    load_flat,
     load_matrix,
     matrix_of,
     near_offsets,
@@ -41,6 +42,7 @@ from genkern.ops.spectral_norm.triton.layers import (
     pointer,
     split_flat,
     split_sum,
+    store_flat,
 )
 
 # The fields of a layer's row; Matrix and the two Vectors have several.
@@ -290,9 +292,9 @@ def spectral_norm_write(
     weight = pointer(tl.load(row + WEIGHT), T, ALIGNED)
     normalized = pointer(tl.load(row + NORMALIZED), T, ALIGNED)
     for loop in range(0, loops):
-        at = (tile * loops + loop) * FLAT + tl.arange(0, FLAT)
-        w = tl.load(weight + at, mask=at < elements, other=0.0)
-        tl.store(normalized + at, (w.to(ACC) / sigma).to(T), mask=at < elements)
+        start = (tile * loops + loop) * FLAT
+        w = load_flat(weight, start, elements).to(ACC)
+        store_flat(normalized, start, elements, (w / sigma).to(T))
 
 
 # ---- Launches -----------------------------------------------------------------------------------

@@ -92,6 +92,26 @@ def pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     return tl.multiple_of(typed, 16) if ALIGNED else typed
 
 
+@triton.jit
+def load_flat(first, start, end):
+    """FLAT elements from `start` on; 0 from `end` on. A mask would forbid wide loads."""
+    at = start + tl.arange(0, FLAT)
+    if start + FLAT <= end:
+        x = tl.load(first + at)
+    else:
+        x = tl.load(first + at, mask=at < end, other=0.0)
+    return x
+
+
+@triton.jit
+def store_flat(first, start, end, x):
+    at = start + tl.arange(0, FLAT)
+    if start + FLAT <= end:
+        tl.store(first + at, x)
+    else:
+        tl.store(first + at, x, mask=at < end)
+
+
 # ---- Rows of the table --------------------------------------------------------------------------
 
 LONGEST = 2**31 - 2**16  # rows or columns, so that positions beyond the end are int32, too
