@@ -159,9 +159,10 @@ def backward(
 def _kernels(backend):
     """(forward(items, a weight, order, eps), backward(items, a weight))"""
     if backend == "triton":
-        from genkern.ops.spectral_norm import triton
+        from genkern.ops.spectral_norm.triton.backward import backward
+        from genkern.ops.spectral_norm.triton.forward import forward
 
-        return triton.forward, triton.backward
+        return forward, backward
     return _native_forward, _native_backward
 
 

@@ -322,8 +322,8 @@ def _plan(outer, rows, inner):
     far, near = matrix[:2]
     far_panels = max(1, ceil_div(far, WIDE_ROWS.value))
     near_panels = max(1, ceil_div(near, TILE.value))
-    far_splits, far_loops = split_sum(far_panels, ceil_div(near, WIDE_COLUMNS.value), 4)
-    near_splits, near_loops = split_sum(near_panels, ceil_div(far, TILE.value), 4)
+    far_splits, far_loops = split_sum(far_panels, ceil_div(near, WIDE_COLUMNS.value))
+    near_splits, near_loops = split_sum(near_panels, ceil_div(far, TILE.value))
     return _Plan(
         matrix,
         far_is_u,

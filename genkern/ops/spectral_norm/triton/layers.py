@@ -116,6 +116,7 @@ def store_flat(first, start, end, x):
 
 LONGEST = 2**31 - 2**16  # rows or columns, so that positions beyond the end are int32, too
 PROGRAMS = 256  # that one layer's launch is split into, if its size allows it
+LEAST_STEPS, MOST_SPLITS = 4, 32
 FLAT_PROGRAMS = 512  # the same for a pass over memory
 
 
@@ -131,10 +132,10 @@ def matrix_of(outer, rows, inner):
     return (rows, outer * inner, inner, max(inner, 1), rows * inner), True
 
 
-def split_sum(panels, steps, least):
+def split_sum(panels, steps):
     """(splits, steps of each) for panels that each are sums over so many steps: enough splits for
     the GPU to be busy, few enough that adding them up is cheap."""
-    splits = max(1, min(PROGRAMS // panels, steps // least, 32))
+    splits = max(1, min(PROGRAMS // panels, steps // LEAST_STEPS, MOST_SPLITS))
     per_split = ceil_div(max(steps, 1), splits)
     return ceil_div(max(steps, 1), per_split), per_split
 
