@@ -177,7 +177,9 @@ def test_a_layer_is_what_it_is_alone(order):
 def test_sigma_is_the_largest_singular_value():
     """Independent of the reference: many iterations find what the SVD finds."""
     weights, us, vs, dims = network([((8, 3, 3), 0)])
-    got, _ = run(weights, us, vs, dims, n_power_iterations=150)
+    with torch.no_grad():
+        weights[0].add_(3)  # one value far above the others, which is found soon
+    got, _ = run(weights, us, vs, dims, n_power_iterations=15)
     top = torch.linalg.matrix_norm(reference.as_matrix(weights[0], 0), 2)
     torch.testing.assert_close(got[-1][0], top.detach(), rtol=1e-9, atol=0)
 
@@ -208,7 +210,7 @@ def test_clamped_and_extreme_weights(order, scale):
 @every_order
 def test_large_eps(order, eps):
     """eps at the size of the norms: clamps one of the two, or both, or none."""
-    arguments = network([*TINY, ((80, 70), 0)])
+    arguments = network([*TINY[1:4], ((40, 35), 0)])
     options = {"n_power_iterations": 2, "order": order, "eps": eps}
     assert_exact(arguments, cotangents_of(arguments[0]), **options)
 
@@ -307,7 +309,7 @@ def test_any_shape_in_any_memory(shape, dim, dtype, order, n, permutation, offse
 @every_order
 def test_update(dtype, vectors, order, poisoned):
     """The new vectors also go where the old ones were, in their dtype, and autograd is told."""
-    shapes = [*TINY, *EMPTY, SPLIT[1]]
+    shapes = [TINY[1], TINY[3], SPLIT[1], TINY[2], EMPTY[0]]
     weights, us, vs, dims = network(shapes, dtype, vectors_dtype=vectors)
     n = [(1, 0, 2)[i % 3] for i in range(len(shapes))]
     before = [x.clone() for x in (*us, *vs)]
@@ -324,7 +326,7 @@ def test_update(dtype, vectors, order, poisoned):
 
 # ---- Autograd -----------------------------------------------------------------------------------
 
-SMALL = [((3, 2), 0), ((2, 2, 2), 1)]
+SMALL = [((2, 2), 0), ((1, 2, 2), 1)]
 
 
 def function(weights, us, vs, dims):
@@ -343,9 +345,9 @@ def test_gradcheck_and_gradgradcheck(call, on_triton):
     """Second derivatives are the reference's, of what the kernels gave."""
     weights, *rest = network(SMALL)
     assert torch.autograd.gradcheck(lambda *w: call(list(w), *rest), weights)
-    assert {c.backend for c in on_triton if c.op == "spectral_norm"} == {"triton"}
     assert torch.autograd.gradgradcheck(lambda *w: call(list(w), *rest), weights)
-    assert on_triton[-1].backend == "reference"
+    assert {c.backend for c in on_triton if c.op == "spectral_norm"} == {"triton"}
+    assert "reference" in {c.backend for c in on_triton if c.op == "spectral_norm.backward"}
 
 
 def test_missing_cotangents(on_triton):
@@ -420,7 +422,7 @@ def test_a_normalised_model(on_triton):
         model = nn.Sequential(
             nn.Conv2d(2, 6, 3), nn.ConvTranspose2d(6, 40, 3), nn.Flatten(), nn.Linear(1000, 40)
         ).double()
-        model = genkern.spectral_norm(model)
+        model = genkern.spectral_norm(model, recurse=True)
         found = []
         for _ in range(2):
             model(torch.ones(1, 2, 5, 5).double()).square().sum().backward()
@@ -443,14 +445,14 @@ def test_a_normalised_model(on_triton):
 
 
 @pytest.mark.parametrize(
-    "dtypes",
+    "arguments",
     [
-        "bfloat16",
-        pytest.param("float32,float64,float16", marks=pytest.mark.exhaustive),
+        ["bfloat16"],
+        pytest.param(["float32,float64,bfloat16,float16", "all"], marks=pytest.mark.exhaustive),
     ],
 )
-def test_what_they_compile_to(dtypes, assemblies, fits):
-    found = assemblies("compile_spectral_norm.py", dtypes)
+def test_what_they_compile_to(arguments, assemblies, fits):
+    found = assemblies("compile_spectral_norm.py", *arguments)
     fits(found)
     kernels = {row["kernel"] for row in found}
     assert kernels == {
