@@ -1,5 +1,6 @@
 """Spectral normalization in Triton: the kernels, interpreted, against the reference in fp64."""
 
+import copy
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import genkern
 from genkern.ops._triton import recording
 from genkern.ops.spectral_norm import op, reference
+from genkern.ops.spectral_norm.blocks import LEAST_BYTES, Blocks
 from genkern.ops.spectral_norm.triton import backward, forward, layers
 
 # The interpreter computes with numpy, which says of NaN and inf what torch does not.
@@ -271,7 +273,7 @@ def test_strides(how, poisoned):
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     shape=st.lists(st.integers(0, 40), min_size=2, max_size=4),
@@ -298,15 +300,14 @@ def test_any_shape_in_any_memory(shape, dim, dtype, order, n, permutation, offse
 
 
 @pytest.mark.parametrize(
-    ("dtype", "vectors"),
+    ("dtype", "vectors", "order"),
     [
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-        (torch.float16, torch.float16),
-        (torch.float16, torch.float32),
+        (torch.float32, torch.float32, "v_first"),
+        (torch.float64, torch.float64, "u_first"),
+        (torch.float16, torch.float16, "u_first"),
+        (torch.float16, torch.float32, "v_first"),
     ],
 )
-@every_order
 def test_update(dtype, vectors, order, poisoned):
     """The new vectors also go where the old ones were, in their dtype, and autograd is told."""
     shapes = [TINY[1], TINY[3], SPLIT[1], TINY[2], EMPTY[0]]
@@ -324,9 +325,15 @@ def test_update(dtype, vectors, order, poisoned):
     assert all(x._version > version for x, version in zip((*us, *vs), versions, strict=True))
 
 
+def test_a_models_memory_is_where_its_weights_are():
+    """`Blocks` is for the CPU: what a GPU's weights get must not come from it."""
+    large = torch.empty(LEAST_BYTES, dtype=torch.uint8, device="meta")
+    assert Blocks().empty_like(large).device == large.device
+
+
 # ---- Autograd -----------------------------------------------------------------------------------
 
-SMALL = [((2, 2), 0), ((1, 2, 2), 1)]
+SMALL = [((3, 2), 0), ((2, 2, 2), 1)]
 
 
 def function(weights, us, vs, dims):
@@ -344,8 +351,8 @@ def library(weights, us, vs, dims):
 def test_gradcheck_and_gradgradcheck(call, on_triton):
     """Second derivatives are the reference's, of what the kernels gave."""
     weights, *rest = network(SMALL)
-    assert torch.autograd.gradcheck(lambda *w: call(list(w), *rest), weights)
-    assert torch.autograd.gradgradcheck(lambda *w: call(list(w), *rest), weights)
+    assert torch.autograd.gradcheck(lambda *w: call(list(w), *rest), weights, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *w: call(list(w), *rest), weights, fast_mode=True)
     assert {c.backend for c in on_triton if c.op == "spectral_norm"} == {"triton"}
     assert "reference" in {c.backend for c in on_triton if c.op == "spectral_norm.backward"}
 
@@ -416,13 +423,15 @@ def test_compile(update, on_triton):
 
 def test_a_normalised_model(on_triton):
     """`genkern.spectral_norm`: training steps, then eval, which leaves the vectors alone."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.ConvTranspose2d(6, 9, 3), nn.Flatten(), nn.Linear(225, 80)
+    )
+    with genkern.use_backend("reference"):  # the iterations of the beginning
+        model = genkern.spectral_norm(model.double(), recurse=True)
+        other = copy.deepcopy(model)
+    on_triton.clear()
 
-    def steps():
-        torch.manual_seed(1)
-        model = nn.Sequential(
-            nn.Conv2d(2, 6, 3), nn.ConvTranspose2d(6, 40, 3), nn.Flatten(), nn.Linear(1000, 40)
-        ).double()
-        model = genkern.spectral_norm(model, recurse=True)
+    def steps(model):
         found = []
         for _ in range(2):
             model(torch.ones(1, 2, 5, 5).double()).square().sum().backward()
@@ -433,10 +442,13 @@ def test_a_normalised_model(on_triton):
         assert all(torch.equal(b, old) for b, old in zip(model.buffers(), buffers, strict=True))
         return found + buffers
 
-    got = steps()
-    assert on_triton and {choice.backend for choice in on_triton} == {"triton"}
+    got = steps(model)
+    assert [(c.op, c.backend) for c in on_triton] == [
+        ("spectral_norm", "triton"),
+        ("spectral_norm.backward", "triton"),
+    ] * 2 + [("spectral_norm", "triton")]
     with genkern.use_backend("reference"):
-        expected = steps()
+        expected = steps(other)
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e)
 
