@@ -68,7 +68,11 @@ def forward(backend, weights, us, vs, settings, update, allocate):
     state = one.new_empty(length, dtype=ARITHMETIC[one.dtype])
     sigma = state.new_empty(len(weights))
     # Vectors in place where the kernel can write them, else a copy that is written back.
-    in_place = update and all([x.is_contiguous() and not x.is_neg() for x in chain(us, vs)])
+    in_place = (
+        update
+        and all([x.is_contiguous() and not x.is_neg() for x in chain(us, vs)])
+        and all([u.dtype == v.dtype for u, v in zip(us, vs, strict=True)])
+    )
     items, normalized, copies = [], [], []
     at, size, at_sigma = state.data_ptr(), state.element_size(), sigma.data_ptr()
     for weight, u, v, dim, iterations in zip(
@@ -83,6 +87,8 @@ def forward(backend, weights, us, vs, settings, update, allocate):
         normalized.append(result)
         if not in_place:
             u, v = _dense("a vector", u), _dense("a vector", v)
+            if u.dtype != v.dtype:
+                u, v = u.to(state.dtype), v.to(state.dtype)
             copies += (u, v)
         at_u, at_v, at_new_v = u.data_ptr(), v.data_ptr(), at + layout.rows * size
         items.append(
