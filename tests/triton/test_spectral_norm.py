@@ -235,7 +235,7 @@ def test_launches(iterations, count, copies):
 
 
 def test_more_rows_than_the_kernels_count():
-    with pytest.raises(ValueError, match=r"fewer than 2147418112 rows or columns, .* 5 columns"):
+    with pytest.raises(ValueError, match=r"less than 1073741824 rows and columns, .* 5 columns"):
         layers.matrix_of(1, 2**31, 5)
 
 

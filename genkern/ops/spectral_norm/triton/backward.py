@@ -18,11 +18,10 @@ from genkern.ops._triton import device_table, launch, on_device
 from genkern.ops.spectral_norm.triton.layers import (
     FLAT,
     FLAT_PROGRAMS,
-    TL_DTYPE,
     are_aligned,
     ceil_div,
     find_layer,
-    layers_bound,
+    launch_options,
     load_flat,
     load_matrix,
     matrix_of,
@@ -126,7 +125,7 @@ def _plan(outer, rows, inner):
     matrix, far_is_u = matrix_of(outer, rows, inner)
     far, near = matrix[:2]
     panels, tiles = ceil_div(far, ROWS.value), ceil_div(near, COLUMNS.value)
-    loops = max(1, ceil_div(panels * tiles, FLAT_PROGRAMS))
+    loops = max(1, min(ceil_div(panels * tiles, FLAT_PROGRAMS), tiles))
     write_programs = panels * ceil_div(tiles, loops)
     return _Plan(matrix, far_is_u, *split_flat(far * near), write_programs, loops)
 
@@ -138,8 +137,9 @@ def backward(items, like):
     if not items:
         return
     plans = [_plan(*item[2:5]) for item in items]
-    accumulated = ARITHMETIC[like.dtype]
-    parts = torch.empty(sum(plan.parts for plan in plans), dtype=accumulated, device=like.device)
+    parts = torch.empty(
+        sum(plan.parts for plan in plans), dtype=ARITHMETIC[like.dtype], device=like.device
+    )
     at, size = parts.data_ptr(), parts.element_size()
     rows, products, write = [], 0, 0
     for item, plan in zip(items, plans, strict=True):
@@ -167,13 +167,7 @@ def backward(items, like):
         products += plan.parts
         write += plan.write_programs
         at += plan.parts * size
-    options = {
-        "T": TL_DTYPE[like.dtype],
-        "ACC": TL_DTYPE[accumulated],
-        "LAYERS": layers_bound(len(items)),
-        "num_warps": 8,
-        "num_stages": 1,
-    }
+    options = launch_options(like.dtype, len(items))
     with on_device(like):
         table = device_table(rows, like.device)
         aligned = are_aligned([address for item in items for address in item[:2]])

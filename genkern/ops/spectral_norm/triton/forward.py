@@ -7,8 +7,8 @@ other way round), every one the norm(…) of a product of W or Wᵀ.
     last launch      a, σ, Ŵ = W/σ
 
 A launch cannot divide by the norm of what it is still summing: it writes sums, x̃ [splits, length],
-and every program of the next launch adds them up, in order, and divides by max(‖x̃‖, eps). What the
-last one of a vector's readers computes, it also writes to the state and to the user's buffers.
+and every program of the next launch adds them up, in order, and divides by max(‖x̃‖, eps). The last
+launch that reads a vector so also writes it to the state and to the user's buffers.
 After an update σ = b·W a (or its transpose) is ã·a = ‖ã‖²/max(‖ã‖, eps), whether eps clamps or not;
 without one (no iterations) it is b·b̃. W is read once a launch.
 
@@ -29,11 +29,10 @@ from genkern.ops._triton import device_table, launch, on_device
 from genkern.ops.spectral_norm.triton.layers import (
     FLAT,
     TILE,
-    TL_DTYPE,
     are_aligned,
     ceil_div,
     find_layer,
-    layers_bound,
+    launch_options,
     load_flat,
     load_matrix,
     matrix_of,
@@ -237,7 +236,7 @@ def spectral_norm_product(
             if step + 1 == steps:
                 width = tl.where(makes_far, WIDE_ROWS, TILE)
                 programs = tl.maximum((made.length + width - 1) // width, 1) * made.splits
-                keep_normalized(given, wide, size, tile, programs, T, ACC)
+                keep_normalized(given, wide, size, tile, programs.to(tl.int64), T, ACC)
         if makes_far:
             make_far(weight, matrix, given, made, wide, size, tile, FIRST, T, ACC)
         else:
@@ -342,20 +341,13 @@ def forward(items, like, order, eps):
     """items: for each layer the fields of SpectralForward (csrc/spectral_norm/spectral_norm.h), in
     their order, addresses of tensors on the device of `like`, whose dtype the weights have."""
     plans = [_plan(*item[1:4]) for item in items]
-    accumulated = ARITHMETIC[like.dtype]
     length = sum(
         plan.far_splits * plan.matrix[0] + plan.near_splits * plan.matrix[1] for plan in plans
     )
-    sums = torch.empty(length, dtype=accumulated, device=like.device)
+    sums = torch.empty(length, dtype=ARITHMETIC[like.dtype], device=like.device)
     rows, even, odd, write = _rows(items, plans, order, eps, sums)
     steps = max(max(1, 2 * item[5]) for item in items)
-    options = {
-        "T": TL_DTYPE[like.dtype],
-        "ACC": TL_DTYPE[accumulated],
-        "LAYERS": layers_bound(len(items)),
-        "num_warps": 8,
-        "num_stages": 1,
-    }
+    options = launch_options(like.dtype, len(items))
     with on_device(like):
         table = device_table(rows, like.device)
         for step in range(steps):

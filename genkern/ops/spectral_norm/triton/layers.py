@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from genkern.ops._tensors import ARITHMETIC
 from genkern.ops.spectral_norm.arguments import OP
 
 TL_DTYPE = {
@@ -87,7 +88,7 @@ def own_index(at, leading, length):
 
 @triton.jit
 def pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """ALIGNED: to 16 bytes, which lets a thread load as many at once."""
+    """ALIGNED: the address is a multiple of 16, which lets a thread load 16 bytes at once."""
     typed = address.to(tl.pointer_type(DTYPE))
     return tl.multiple_of(typed, 16) if ALIGNED else typed
 
@@ -114,7 +115,7 @@ def store_flat(first, start, end, x):
 
 # ---- Rows of the table --------------------------------------------------------------------------
 
-LONGEST = 2**31 - 2**16  # rows or columns, so that positions beyond the end are int32, too
+LONGEST = 2**30  # rows or columns, so that positions beyond the end are int32, too
 PROGRAMS = 256  # that one layer's launch is split into, if its size allows it
 LEAST_STEPS, MOST_SPLITS = 4, 32
 FLAT_PROGRAMS = 512  # the same for a pass over memory
@@ -124,7 +125,7 @@ def matrix_of(outer, rows, inner):
     """((far, near, far_stride, near_inner, near_jump), whether far are the rows)"""
     if max(rows, outer * inner) >= LONGEST:
         raise ValueError(
-            f"{OP}: the Triton kernels take weights of fewer than {LONGEST} rows or columns, and "
+            f"{OP}: the Triton kernels take weights of less than {LONGEST} rows and columns, and "
             f"this one has {rows} rows and {outer * inner} columns"
         )
     if inner == 1 and outer > 1:
@@ -155,6 +156,13 @@ def are_aligned(addresses):
     return not any(address % 16 for address in addresses)
 
 
-def layers_bound(count):
-    """LAYERS of `find_layer`: few different ones, since each is a compilation."""
-    return max(32, triton.next_power_of_2(count))
+def launch_options(dtype, layers):
+    """What all kernels are given by keyword. LAYERS takes few different values, since each is a
+    compilation."""
+    return {
+        "T": TL_DTYPE[dtype],
+        "ACC": TL_DTYPE[ARITHMETIC[dtype]],
+        "LAYERS": max(32, triton.next_power_of_2(layers)),
+        "num_warps": 8,
+        "num_stages": 1,
+    }
