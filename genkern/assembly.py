@@ -20,7 +20,6 @@ from typing import NamedTuple
 from genkern.backend import use_backend
 from genkern.ops._triton import is_interpreting, recording
 
-
 # Shared memory that one block may use, in bytes.
 TARGETS = {
     "sm_80": 163 * 1024,

@@ -86,25 +86,26 @@ def record(op, backend, reason):
         log.append(Choice(op, backend, reason))
 
 
-def choose(op, tensor, kernels):
+def choose(op, tensor, kernels, what=None):
     """The backend for `op` on tensors like `tensor`; `kernels` names those that `op` has beside
-    the reference, on one device the preferred first. The tensors' device and dtype are uniform:
-    op.py has checked that."""
+    the reference, on one device the preferred first; `what`: what it is that others may lack, if
+    not the dtype. The tensors' device and dtype are uniform: op.py has checked that."""
     asked_for = _wanted.get()
+    what = what or tensor.dtype
     if asked_for is None:
-        backend, reason = _default(tensor, kernels)
+        backend, reason = _default(tensor, kernels, what)
     else:
-        backend, reason = _forced(op, asked_for, tensor, kernels)
+        backend, reason = _forced(op, asked_for, tensor, kernels, what)
     if listeners:
         record(op, backend, reason)
     return backend
 
 
-def _default(tensor, kernels):
+def _default(tensor, kernels, what):
     if tensor.is_cpu:
         if tensor.dtype in KERNEL_DTYPES and "cpu" in kernels:
             return "cpu", "the tensors' device"
-        return "reference", f"no CPU kernel for {tensor.dtype}"
+        return "reference", f"no CPU kernel for {what}"
     problems = []
     if tensor.is_cuda and tensor.dtype in KERNEL_DTYPES:
         for backend in kernels:
@@ -115,7 +116,7 @@ def _default(tensor, kernels):
                 problems.append(problem)
     if problems:
         return "reference", "; ".join(problems)
-    return "reference", f"no kernel for {tensor.device.type} and {tensor.dtype}"
+    return "reference", f"no kernel for {tensor.device.type} and {what}"
 
 
 def _problem(backend):
@@ -127,7 +128,7 @@ def _problem(backend):
     return "the CUDA kernels are for NVIDIA" if torch.version.hip else None
 
 
-def _forced(op, wanted, tensor, kernels):
+def _forced(op, wanted, tensor, kernels, what):
     if wanted == "reference":
         return "reference", "asked for"
     device = "cpu" if wanted == "cpu" else "cuda"
@@ -142,8 +143,8 @@ def _forced(op, wanted, tensor, kernels):
         raise RuntimeError(f"{op}: backend {wanted!r} was asked for: {problem}")
     if wanted in kernels and tensor.dtype in KERNEL_DTYPES:
         return wanted, "asked for"
-    backend, reason = _default(tensor, kernels)
-    return backend, f"{wanted!r} was asked for and has no {op} for {tensor.dtype}; {reason}"
+    backend, reason = _default(tensor, kernels, what)
+    return backend, f"{wanted!r} was asked for and has no {op} for {what}; {reason}"
 
 
 def has_cuda():

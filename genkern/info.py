@@ -11,7 +11,7 @@ import torch
 import genkern
 from genkern._native import LEVELS, native
 from genkern.backend import BACKENDS, has_cuda
-from genkern.ops.attention import op as attention
+from genkern.ops.attention import kernels as attention
 from genkern.ops.differences import op as differences
 from genkern.ops.gaussian_kl import op as gaussian_kl
 from genkern.ops.linear_cross_entropy import op as linear_cross_entropy
@@ -63,8 +63,8 @@ def gather():
         "triton": _triton(),
         "backend": os.environ.get("GENKERN_BACKEND") or "by the tensors' device",
         "ops": {
-            name: [b for b in BACKENDS if b == "reference" or b in module.KERNELS]
-            for name, module in OPS.items()
+            name: [b for b in BACKENDS if b == "reference" or b in of_op.KERNELS]
+            for name, of_op in OPS.items()
         },
     }
 

@@ -16,6 +16,7 @@ from torch import nn
 from genkern.nn import MultiheadAttention, register_with_transformers
 from genkern.nn.spectral_norm.adoption import adopt, release
 from genkern.nn.spectral_norm.layer import normalization
+from genkern.ops import _triton
 from genkern.redirect import Redirection, restore_class, scaled_dot_product_attention
 
 RECORD = "_genkern_patched"
@@ -133,8 +134,9 @@ def _patch_spectral_norms(model, done):
 
 def _patch_attention(model, done):
     devices = {x.device.type for x in model.parameters()} - {"cpu"}
-    if devices:
-        why = f"it is on {', '.join(sorted(devices))}, where genkern has no attention kernel yet"
+    problem = _triton.problem() if devices == {"cuda"} else "there are no kernels for it"
+    if devices and problem:
+        why = f"its attention is on {', '.join(sorted(devices))}: {problem}"
         done.left.append(Left("", why))
         return
     _patch_transformers(model, done)

@@ -49,6 +49,11 @@ def problem():
     return None
 
 
+def has_fp64_products():
+    """Whether tl.dot takes doubles."""
+    return _numbers(version()) >= (3, 5)
+
+
 def _numbers(text):
     return tuple(int(part) for part in text.split("+")[0].split(".")[:2])
 

@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
 class Fixed(NamedTuple):
     """Tensors without derivatives, int64: key_lengths [B], q_starts and k_starts [sequences + 1],
-    the seed of dropout, 0-d on the CPU."""
+    the seed of dropout, 0-d; all on q's device."""
 
     key_lengths: Tensor | None = None
     q_starts: Tensor | None = None
@@ -350,6 +350,15 @@ def check_values(inputs, fixed, settings):
             )
         found.append(longest)
     return settings._replace(longest_q=found[0], longest_k=found[1])
+
+
+def check_longest(inputs, fixed, settings):
+    """The settings, with the longest sequences. On a GPU values are read only where these are not
+    told, because reading waits for the device: there the kernels keep within the tensors."""
+    told = fixed.q_starts is None or (settings.longest_q and settings.longest_k)
+    if inputs[0].is_cuda and told:
+        return settings
+    return check_values(inputs, fixed, settings)
 
 
 def _check_key_lengths(lengths, keys):

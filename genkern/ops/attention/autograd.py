@@ -6,9 +6,9 @@
     Jvp         backward: Second, Backward    jvp: the reference
 
 `run` says how: `run.compute` has the four primitives themselves, and `run.backward`, `second` and
-`jvp` are what the formulas call, differentiable again. It is the kernels (`Kernels`, below) or the
-library ops (library.py). Every Function takes (run, settings, what is wanted, *tensors) with the
-tensors q, k, v, bias, key_bias, the four of `Fixed`, then what its docstring says; only wanted
+`jvp` are what the formulas call, differentiable again. It is a backend's kernels (`ON`, below) or
+the library ops (library.py). Every Function takes (run, settings, what is wanted, *tensors) with
+the tensors q, k, v, bias, key_bias, the four of `Fixed`, then what its docstring says; only wanted
 results are outputs. Cotangents that are None are zero.
 """
 
@@ -25,46 +25,49 @@ _REFERENCE = "the kernels give two derivatives"
 
 
 class _Launches:
-    """Launches, recorded for `explain`; the forward's record is the choice of the backend."""
+    """A backend's, recorded for `explain`; the forward's record is the choice of the backend."""
 
-    forward = staticmethod(kernels.forward)
+    def __init__(self, backend):
+        self.backend = backend
 
-    @staticmethod
-    def backward(*args):
-        backends.record(OP + ".backward", "cpu", "the forward ran there")
-        return kernels.backward(*args)
+    def forward(self, *args):
+        return kernels.launches(self.backend).forward(*args)
 
-    @staticmethod
-    def second(*args):
-        backends.record(OP + ".second", "cpu", "the forward ran there")
-        return kernels.second(*args)
+    def backward(self, *args):
+        return self._follow("backward", args)
 
-    @staticmethod
-    def jvp(*args):
-        backends.record(OP + ".jvp", "cpu", "the forward ran there")
-        return kernels.jvp(*args)
+    def second(self, *args):
+        return self._follow("second", args)
+
+    def jvp(self, *args):
+        return self._follow("jvp", args)
+
+    def _follow(self, name, args):
+        backends.record(f"{OP}.{name}", self.backend, "the forward ran there")
+        return getattr(kernels.launches(self.backend), name)(*args)
 
 
 class Kernels:
-    """Eager calls, straight onto the binding."""
+    """Eager calls, straight onto a backend's launches."""
 
-    compute = _Launches
+    def __init__(self, backend):
+        self.compute = _Launches(backend)
 
-    @staticmethod
-    def backward(*args):
-        return backward(Kernels, *args)
+    def backward(self, *args):
+        return backward(self, *args)
 
-    @staticmethod
-    def second(*args):
-        return second(Kernels, *args)
+    def second(self, *args):
+        return second(self, *args)
 
-    @staticmethod
-    def jvp(*args):
-        return jvp(Kernels, *args)
+    def jvp(self, *args):
+        return jvp(self, *args)
 
     @staticmethod
     def apply(function, *args):
         return function.apply(*args) if transforms_active() else direct_apply(function)(*args)
+
+
+ON = {backend: Kernels(backend) for backend in kernels.KERNELS}
 
 
 # ---- Entries: a Function where somebody may differentiate, else the computation itself ----------

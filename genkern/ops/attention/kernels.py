@@ -1,18 +1,25 @@
-"""Launches of the native attention kernels: addresses, strides, and memory for the results.
+"""Launches of the native attention kernels: addresses, strides, and memory for the results. Those
+of Triton's kernels (triton/launch.py) are the same functions, and share what is here of memory.
 
 The contract is in csrc/attention/attention.h. `inputs` is (q, k, v, bias, key_bias), `fixed` and
 `settings` are the tuples of arguments.py; `rows` [2, B, H, N] is what the forward keeps. A tangent
 or cotangent that is None is zero, a result that is not wanted is None.
 """
 
+import importlib
+import sys
+
 import torch
 
+from genkern import backend as backends
 from genkern._native import native
+from genkern.ops import _triton
 from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER, is_ordinary, materialized
 from genkern.ops.attention.arguments import OP, check_values
 
 NAMES = ("q", "k", "v", "attn_mask", "the key bias")
-KERNELS = ("cpu",)
+KERNELS = ("triton", "cpu")
+WIDEST_ON_TRITON = 256
 ALL = (True,) * 5
 
 _NO_HEADS = (0, 0, 0, 0)
@@ -20,6 +27,37 @@ _NO_NUMBERS = (0, 0, 0)
 _NO_BIAS = (0, 0, 0, 0, 0, 0)
 _NO_BIAS_GRADIENT = (0, 0, 0, 0, 0)
 _STORAGE, _ARITHMETIC, _BOOLEAN = range(3)
+
+
+def choose(op, inputs):
+    """The backend for inputs like these."""
+    beyond_triton = _beyond_triton(*inputs[:3])
+    if beyond_triton:
+        without = tuple(name for name in KERNELS if name != "triton")
+        return backends.choose(op, inputs[0], without, beyond_triton)
+    return backends.choose(op, inputs[0], KERNELS)
+
+
+def _beyond_triton(q, k, v):
+    """What Triton's kernels don't do, or None."""
+    if max(q.shape[3], v.shape[3]) > WIDEST_ON_TRITON:
+        return f"heads of more than {WIDEST_ON_TRITON} features"
+    if q.shape[2] + k.shape[2] >= 2**31:
+        return "2**31 rows"
+    if q.is_cpu and backends.wanted() != "triton":
+        return None  # nobody asks
+    if q.dtype == torch.float64 and _triton.problem() is None and not _triton.has_fp64_products():
+        return f"{q.dtype} with a Triton older than 3.5"
+    if q.is_cuda and _triton.target(q) in ("sm_70", "sm_72", "sm_75"):
+        return "GPUs older than sm_80"
+    return None
+
+
+def launches(backend):
+    """The module whose functions launch the backend's kernels."""
+    if backend == "triton":
+        return importlib.import_module("genkern.ops.attention.triton.launch")
+    return sys.modules[__name__]
 
 
 def forward(inputs, fixed, settings, want_lse):
@@ -42,7 +80,7 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=ALL):
     """Gradients of the five inputs, each in its input's dtype."""
     inputs = readable_inputs(inputs)
     grads = new_gradients(inputs, wanted)
-    cotangents = _cotangents(inputs, grad_out, grad_lse)
+    cotangents = cotangents_of(inputs, grad_out, grad_lse)
     native.attention_backward(
         _problem(inputs, fixed, settings),
         *_row_addresses(rows, fixed),
@@ -55,8 +93,8 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=ALL):
 def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(True,) * 7):
     """The gradients of ⟨backward's results, tangents⟩ for the inputs, grad_out and grad_lse."""
     inputs = readable_inputs(inputs)
-    tangents = _readable_tangents(inputs, tangents)
-    cotangents = _cotangents(inputs, grad_out, grad_lse)
+    tangents = readable_tangents(inputs, tangents)
+    cotangents = cotangents_of(inputs, grad_out, grad_lse)
     grads = new_gradients(inputs, wanted[:5])
     of_out = laid_out_like(cotangents[0], inputs[2].shape[3]) if wanted[5] else None
     of_lse = new_row_numbers(inputs[0]) if wanted[6] else None
@@ -77,7 +115,7 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
 def jvp(inputs, fixed, settings, rows, tangents):
     """The derivatives of out and lse along the tangents of the inputs."""
     inputs = readable_inputs(inputs)
-    tangents = _readable_tangents(inputs, tangents)
+    tangents = readable_tangents(inputs, tangents)
     out = laid_out_like(inputs[0], inputs[2].shape[3])
     lse = new_row_numbers(inputs[0])
     native.attention_jvp(
@@ -161,7 +199,7 @@ def _readable(name, x):
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
-def _readable_tangents(inputs, tangents):
+def readable_tangents(inputs, tangents):
     """Of the inputs' dtypes: a boolean mask has no tangent."""
     return tuple(
         _readable_tangent(x, t, i) for i, (x, t) in enumerate(zip(inputs, tangents, strict=True))
@@ -178,7 +216,7 @@ def _readable_tangent(x, tangent, place):
     return _readable(f"the tangent of {NAMES[place]}", tangent)
 
 
-def _cotangents(inputs, grad_out, grad_lse):
+def cotangents_of(inputs, grad_out, grad_lse):
     q, _, v, _, _ = inputs
     if grad_out is None:
         grad_out = q.new_zeros(()).expand(*q.shape[:3], v.shape[3])

@@ -12,12 +12,10 @@ import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
-from genkern import backend as backends
 from genkern.ops._autograd import direct_apply, transforms_active
 from genkern.ops.attention import arguments, autograd, batching, kernels, reference
 from genkern.ops.attention.arguments import OP, Fixed, Settings
 from genkern.ops.attention.autograd import CONSTANTS, INPUTS
-from genkern.ops.attention.kernels import KERNELS
 
 _FIRST = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? key_bias, Tensor? key_lengths, "
@@ -123,11 +121,13 @@ def _parts(args):
     )
 
 
-def _on_reference(name, inputs, fixed, settings):
-    if backends.choose(name, inputs[0], KERNELS) != "reference":
-        return False
+def _launches(name, inputs, fixed, settings):
+    """Those of the backend to take; None: the reference."""
+    backend = kernels.choose(name, inputs)
+    if backend != "reference":
+        return kernels.launches(backend)
     arguments.check_values(inputs, fixed, settings)
-    return True
+    return None
 
 
 # ---- What the ops compute -----------------------------------------------------------------------
@@ -135,8 +135,8 @@ def _on_reference(name, inputs, fixed, settings):
 
 def _forward(*args):
     inputs, fixed, settings, _ = _parts(args)
-    if not _on_reference(OP, inputs, fixed, settings):
-        return kernels.forward(inputs, fixed, settings, True)
+    if launches := _launches(OP, inputs, fixed, settings):
+        return launches.forward(inputs, fixed, settings, True)
     # What the kernels would keep too, because they may yet be asked for a derivative.
     out, lse = reference.attention(inputs, fixed, settings)
     rows = reference.softmax_rows(inputs, fixed, settings)
@@ -145,8 +145,8 @@ def _forward(*args):
 
 def _backward(*args):
     inputs, fixed, settings, (rows, grad_out, grad_lse, wanted) = _parts(args)
-    if not _on_reference(OP + ".backward", inputs, fixed, settings):
-        found = kernels.backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted)
+    if launches := _launches(OP + ".backward", inputs, fixed, settings):
+        found = launches.backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted)
         return _compact(found, wanted)
     found = reference.backward(inputs, fixed, settings, grad_out, grad_lse)
     return _compact(_gradients_like_kernels(found, inputs), wanted)
@@ -154,9 +154,9 @@ def _backward(*args):
 
 def _second(*args):
     inputs, fixed, settings, (rows, grad_out, grad_lse, *tangents, wanted) = _parts(args)
-    if not _on_reference(OP + ".second", inputs, fixed, settings):
+    if launches := _launches(OP + ".second", inputs, fixed, settings):
         cotangents = grad_out, grad_lse
-        found = kernels.second(inputs, fixed, settings, rows, *cotangents, tangents, wanted)
+        found = launches.second(inputs, fixed, settings, rows, *cotangents, tangents, wanted)
         return _compact(found, wanted)
     found = reference.second(inputs, fixed, settings, grad_out, grad_lse, tangents)
     *grads, of_out, of_lse = found
@@ -169,8 +169,8 @@ def _second(*args):
 
 def _jvp(*args):
     inputs, fixed, settings, (rows, *tangents) = _parts(args)
-    if not _on_reference(OP + ".jvp", inputs, fixed, settings):
-        return kernels.jvp(inputs, fixed, settings, rows, tangents)
+    if launches := _launches(OP + ".jvp", inputs, fixed, settings):
+        return launches.jvp(inputs, fixed, settings, rows, tangents)
     out, lse = reference.jvp(inputs, fixed, settings, tangents)
     return _like_kernels(out, inputs[0]), lse.contiguous()
 

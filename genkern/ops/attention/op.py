@@ -12,9 +12,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import ARITHMETIC, is_plain
-from genkern.ops.attention import arguments, autograd, batching, library, reference
+from genkern.ops.attention import arguments, autograd, batching, kernels, library, reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, OP, Fixed
-from genkern.ops.attention.kernels import KERNELS
 
 
 def attention(
@@ -45,7 +44,7 @@ def attention(
             q's dtype or the one that it is computed in; then it has a gradient, of its own shape.
             A torch.nn.attention.bias.CausalBias means is_causal with its alignment.
         dropout_p: the probability with which a weight is dropped, always applied; the others are
-            multiplied by 1/(1 - dropout_p). The seed is drawn from torch's CPU generator.
+            multiplied by 1/(1 - dropout_p). The seed is drawn from torch's generator of q's device.
         is_causal: query i sees only keys j ≤ i + offset; may be given beside attn_mask.
         scale: what the products q·k are multiplied by; default 1/√d.
         enable_gqa: k and v may have fewer heads, Hk, that divide H: key head h serves the H/Hk
@@ -55,7 +54,8 @@ def attention(
         alignment: "upper_left": offset 0, as PyTorch's is_causal; "lower_right": offset M - N, the
             last query stands at the last key.
         key_lengths: integers of q's leading dimensions without heads, [...]: how many of the M keys
-            are there; the rest is padding that nobody sees.
+            are there; the rest is padding that nobody sees. On a GPU the values are not looked at,
+            which would wait for the device, but kept between 0 and M.
         softcap: c for logits c·tanh(scale·q·k/c), before the bias; default none.
         similarity: "dot", or "l2" for the logits -scale·‖q - k‖² (not together with softcap).
         return_lse: whether to return (out, lse), lse = log Σ exp S [..., H, N], too.
@@ -129,7 +129,7 @@ def attention_varlen(
             cu_seqlens_q[s] to cu_seqlens_q[s + 1] - 1, and keys likewise. They begin with 0, don't
             decrease, and end with Tq and Tk.
         max_seqlen_q, max_seqlen_k: the longest sequence or more, as other libraries want it; found
-            out where not given.
+            out where not given. On a GPU give both: finding out waits for the device.
         The rest as in `attention`; offsets and windows count within a sequence.
 
     Returns out [Tq, H, dv], and lse [H, Tq] with return_lse.
@@ -156,7 +156,9 @@ def _attend(inputs, fixed, settings, similarity, return_lse):
         if not torch.compiler.is_compiling():
             batching.refuse_dropout()
         # Not by _replace, which torch.compile of torch 2.6 does not take.
-        fixed = Fixed(fixed.key_lengths, fixed.q_starts, fixed.k_starts, _new_seed())
+        fixed = Fixed(
+            fixed.key_lengths, fixed.q_starts, fixed.k_starts, _new_seed(inputs[0].device)
+        )
     if similarity == "dot":
         return _core(inputs, fixed, settings, return_lse)
     q, k, v, bias, key_bias = inputs
@@ -170,17 +172,19 @@ def _minus_square(x, scale):
     return x.to(ARITHMETIC.get(x.dtype, x.dtype)).square().sum(-1) * -scale
 
 
-def _new_seed():
-    return torch.randint(2**63 - 1, (), dtype=torch.int64)
+def _new_seed(device):
+    """On the device, where a replayed CUDA graph draws anew."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 def _core(inputs, fixed, settings, return_lse):
     """(out, lse); lse may be None where it wasn't asked for."""
     if torch.compiler.is_compiling() or not all(x is None or is_plain(x) for x in inputs):
         return library.attention(inputs, fixed, settings)
-    if backends.choose(OP, inputs[0], KERNELS) == "reference":
+    backend = kernels.choose(OP, inputs)
+    if backend == "reference":
         return _by_reference(inputs, fixed, settings)
-    return autograd.attention(autograd.Kernels, inputs, fixed, settings, return_lse)[:2]
+    return autograd.attention(autograd.ON[backend], inputs, fixed, settings, return_lse)[:2]
 
 
 def _by_reference(inputs, fixed, settings):

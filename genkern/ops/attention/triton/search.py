@@ -1,0 +1,127 @@
+"""Finds the configurations in configurations.txt: python -m genkern.ops.attention.triton.search
+
+For every kernel, target, dtype and head dimension the first of a list of candidates, the largest
+tiles first, that compiles without spills into the target's shared memory. No GPU takes part, so
+these are what fits, not what was measured to be fast (`GENKERN_TRITON_AUTOTUNE=1` measures).
+Prints lines of configurations.txt; an argument picks lines by their beginning ("sm_90 forward").
+"""
+
+import sys
+
+import torch
+
+from genkern.assembly import TARGETS, compiled
+from genkern.ops._triton import recording
+from genkern.ops.attention.arguments import NOTHING_FIXED, Fixed, Settings
+from genkern.ops.attention.triton import configurations, launch
+
+DTYPES = {"half": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+KERNELS = {
+    "forward": ("forward",),
+    "backward": ("backward_rows", "backward_columns", "bias_gradient"),
+    "jvp": ("jvp",),
+    "second": ("second_stats", "second_rows", "second_columns", "second_bias"),
+}
+# (queries, keys, warps); a sweep over queries has its tiles the other way round.
+HALF = [(128, 128, 8), (128, 64, 4), (128, 64, 8), (128, 32, 8), (64, 64, 4), (64, 64, 8)]
+HALF += [(64, 32, 4), (64, 32, 8), (32, 32, 4), (32, 32, 8), (32, 16, 8), (16, 16, 4)]
+FP32 = [(64, 64, 8), (64, 32, 8), (64, 32, 4), (32, 32, 8), (32, 32, 4), (32, 16, 8), (32, 16, 4)]
+FP32 += [(16, 16, 4), (16, 16, 8)]
+FP64 = [(64, 32, 8), (32, 32, 8), (32, 32, 4), (32, 16, 4), (16, 16, 4), (16, 16, 8)]
+# Lines' targets, and what they are compiled for.
+NVIDIA = ("sm_120", "sm_90", "sm_80", "sm_100")
+LINES = [(target, "half", (target,)) for target in TARGETS]
+LINES += [("gfx942", "fp32", ("gfx942",)), ("gfx942", "fp64", ("gfx942",))]
+LINES += [("nvidia", "fp32", NVIDIA), ("nvidia", "fp64", NVIDIA)]
+CANDIDATES = {"half": HALF, "fp32": FP32, "fp64": FP64}
+STAGES = {"half": (3, 2, 1), "fp32": (2, 1), "fp64": (2, 1)}
+
+
+def candidates(name, target, dtype):
+    for split in (False, True) if name in ("second_rows", "second_columns") else (False,):
+        for queries, keys, warps in CANDIDATES[dtype]:
+            if name.endswith("_columns"):
+                queries, keys = keys, queries
+            for stages in STAGES[dtype] if target.startswith("sm_") else (2, 1):
+                sizes = f"{queries}x{keys}/{warps}/{stages}" + "s" * split
+                yield configurations.parsed(sizes)
+
+
+def launches(name, target, dtype, features, is_heavy, configuration):
+    """Those of one kernel, in this configuration, with every feature of its kind."""
+    choose, configurations.choose = configurations.choose, lambda *_: dict(configuration)
+    try:
+        with recording(target) as recorded:
+            _call(name, dtype, features, is_heavy)
+    finally:
+        configurations.choose = choose
+    return [x for x in recorded if x.kernel.__name__ == f"attention_{name}"]
+
+
+def _call(name, dtype, features, is_heavy):
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def make(*sizes):
+        return torch.empty(sizes, dtype=dtype)
+
+    def inputs():
+        biases = (None, None)
+        if is_heavy:
+            biases = torch.empty(1, 4, 256, 256, dtype=sums), torch.empty(2, 2, 256, dtype=sums)
+        heads = make(2, 4, 256, features), make(2, 2, 256, features), make(2, 2, 256, features)
+        return *heads, *biases
+
+    fixed, settings = NOTHING_FIXED, Settings(0.1, right=0)
+    if is_heavy:
+        fixed = Fixed(key_lengths=torch.ones(2, dtype=torch.int64), seed=torch.tensor(2**40))
+        settings = Settings(0.1, softcap=5.0, dropout_p=0.1, left=100, right=0)
+    rows = torch.empty(2, 2, 4, 256, dtype=sums)
+    cotangents = make(2, 4, 256, features), rows[0] if is_heavy else None
+    call = inputs(), fixed, settings
+    if name == "forward":
+        launch.forward(*call, True)
+    elif name == "jvp":
+        launch.jvp(*call, rows, inputs())
+    elif name in KERNELS["backward"]:
+        launch.backward(*call, rows, *cotangents)
+    else:
+        launch.second(*call, rows, *cotangents, inputs())
+
+
+def search(name, targets, dtype, features, is_heavy):
+    """The configuration, or None where no candidate fits on all targets."""
+    spilled = None
+    for configuration in candidates(name, targets[0], dtype):
+        tile = configurations.printed(configuration).rsplit("/", 1)[0]
+        if tile == spilled:
+            continue  # fewer stages need no fewer registers
+        for target in targets:
+            arguments = target, DTYPES[dtype], features, is_heavy, configuration
+            found = [compiled(one, target) for one in launches(name, *arguments)]
+            if any(one.spills for one in found):
+                spilled = tile
+                break
+            if any(one.shared_bytes > TARGETS[target] for one in found):
+                break
+        else:
+            return configuration
+    return None
+
+
+def main(wanted=""):
+    for target, dtype, compiled_for in LINES:
+        for name in [name for names in KERNELS.values() for name in names]:
+            for is_heavy in (True,) if "bias" in name else (False, True):
+                line = f"{target} {name}{'+' * is_heavy} {dtype}"
+                if not line.startswith(wanted):
+                    continue
+                row = [
+                    search(name, compiled_for, dtype, features, is_heavy)
+                    for features in configurations.FEATURES
+                ]
+                columns = ["-" if x is None else configurations.printed(x) for x in row]
+                print(f"{line:32}" + " ".join(f"{x:13}" for x in columns).rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
