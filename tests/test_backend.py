@@ -43,7 +43,8 @@ def test_unknown_backend():
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_backend_on_the_wrong_device(name):
+def test_backend_on_the_wrong_device(name, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with genkern.use_backend(name), pytest.raises(ValueError, match="needs tensors on a cuda dev"):
         losses.nonsaturating.g(torch.ones(3))
 
