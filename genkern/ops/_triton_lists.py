@@ -107,6 +107,18 @@ def added_up(partials, which, firsts, ARRAYS: tl.constexpr):
     return tl.sum(total, 1)
 
 
+@triton.jit
+def all_added_up(partials, which):
+    """One row of the partial sums, added up over all programs."""
+    lanes = tl.arange(0, LANES)
+    programs = tl.num_programs(0)
+    total = tl.zeros([LANES], tl.float64)
+    for at in range(0, programs, LANES):
+        entry = partials + which * programs + at + lanes
+        total += tl.load(entry, mask=at + lanes < programs, other=0.0)
+    return tl.sum(total, 0)
+
+
 # ---- Tables -------------------------------------------------------------------------------------
 
 
@@ -147,7 +159,7 @@ def _bits(x):
 
 def constants(dtype, plan, many_sums=False):
     """What every kernel over lists is compiled for. `many_sums`: whether so many are kept in
-    registers at once that a thread should have fewer lanes."""
+    registers at once that a thread should have fewer lanes, as with many arrays."""
     wide = dtype is torch.float64
     return {
         "ELEMENT": _ELEMENT[dtype],
@@ -155,5 +167,5 @@ def constants(dtype, plan, many_sums=False):
         "ALIGNMENT": plan.alignment,
         "ARRAYS": plan.arrays,
         "TILE": TILE,
-        "num_warps": 8 if wide or many_sums else 4,
+        "num_warps": 8 if wide or many_sums or plan.arrays > 64 else 4,
     }
