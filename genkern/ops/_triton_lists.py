@@ -23,6 +23,7 @@ TILE = 1024
 PROGRAMS_AIM = 2048  # with fewer a big GPU is not full; with many more the last one adds long
 LONGEST_RUN = 32  # tiles that one fp32 lane adds up before its sum becomes a double
 LANES = tl.constexpr(256)  # partial sums that the last program reads at a time
+REGISTERS = 128  # of a thread, at most
 COUNTERS = 2  # of a table, for as many launches that share it
 
 _ELEMENT = {
@@ -132,40 +133,48 @@ class Lists(NamedTuple):
     alignment: int  # bytes that all addresses are a multiple of
 
 
-def lists(numbers, counts, addresses, columns, device):
+def lists(numbers, counts, addresses, columns, device, rows=None, steps=()):
     """The table of some arrays: COUNTERS zeros, `numbers` (doubles), the first program of each
     array and the number of all, and the columns: `addresses`, then the others. A column has an
     entry, an integer or a double, an array; their number is a power of two. `counts` says how many
-    elements of each array programs are wanted for."""
-    run, firsts = cut(counts)
-    rows = [*[0] * COUNTERS, *(_bits(float(x)) for x in numbers), *firsts]
+    elements of each array programs are wanted for; with `rows`, of each of so many rows of it, no
+    two of which share a program. `steps`: by how many bytes addresses are moved."""
+    run, firsts = cut(counts, rows or [1] * len(counts))
+    entries = [*[0] * COUNTERS, *(_bits(float(x)) for x in numbers), *firsts]
     for column in (*addresses, *columns):
-        rows += map(_bits, column)
-    aligned = not any(address % 16 for column in addresses for address in column)
-    table = _triton.device_table(rows, device)
-    return Lists(table, max(1, firsts[-1]), run, len(counts), 16 if aligned else 1)
+        entries += map(_bits, column)
+    moves = (*steps, *(address for column in addresses for address in column))
+    alignment = 1 if any(move % 16 for move in moves) else 16
+    table = _triton.device_table(entries, device)
+    return Lists(table, max(1, firsts[-1]), run, len(counts), alignment)
 
 
-def cut(counts):
+def cut(counts, rows):
     """(tiles that a program takes, the first program of each array and last the number of all)"""
     tiles = [triton.cdiv(max(0, count), TILE) for count in counts]
-    run = min(LONGEST_RUN, triton.next_power_of_2(max(1, triton.cdiv(sum(tiles), PROGRAMS_AIM))))
-    return run, [0, *accumulate(triton.cdiv(n, run) for n in tiles)]
+    total = sum(n * times for n, times in zip(tiles, rows, strict=True))
+    run = min(LONGEST_RUN, triton.next_power_of_2(max(1, triton.cdiv(total, PROGRAMS_AIM))))
+    programs = (triton.cdiv(n, run) * times for n, times in zip(tiles, rows, strict=True))
+    return run, [0, *accumulate(programs)]
 
 
 def _bits(x):
     return struct.unpack("<q", struct.pack("<d", x))[0] if isinstance(x, float) else x
 
 
-def constants(dtype, plan, many_sums=False):
-    """What every kernel over lists is compiled for. `many_sums`: whether so many are kept in
-    registers at once that a thread should have fewer lanes, as with many arrays."""
-    wide = dtype is torch.float64
-    return {
-        "ELEMENT": _ELEMENT[dtype],
+def constants(tensor, plan, many_sums=False):
+    """What every kernel over lists of such tensors is compiled for. `many_sums`: whether so many
+    are kept in registers at once that a thread should have fewer lanes, as with many arrays."""
+    wide = tensor.dtype is torch.float64
+    options = {
+        "ELEMENT": _ELEMENT[tensor.dtype],
         "ARITHMETIC": tl.float64 if wide else tl.float32,
         "ALIGNMENT": plan.alignment,
         "ARRAYS": plan.arrays,
         "TILE": TILE,
         "num_warps": 8 if wide or many_sums or plan.arrays > 64 else 4,
     }
+    if _triton.target(tensor).startswith("sm_"):
+        # ptxas would rather spill, for the sake of more blocks at once.
+        options["maxnreg"] = REGISTERS
+    return options

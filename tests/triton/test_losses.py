@@ -220,7 +220,7 @@ def test_long_runs(on_triton, monkeypatch):
     """Programs that take many tiles, as those of hundreds of millions of logits do."""
     monkeypatch.setattr(_triton_lists, "PROGRAMS_AIM", 2)
     real, fake = logits(23 * TILE + 5), logits(9 * TILE)
-    assert _triton_lists.cut([real.numel(), fake.numel()]) == (32, [0, 1, 2])
+    assert _triton_lists.cut([real.numel(), fake.numel()], [1, 1]) == (32, [0, 1, 2])
     got = value_and_gradients(losses.nonsaturating.d(real, fake), [real, fake])
     inputs = wide([real, fake])
     with genkern.use_backend("reference"):
@@ -232,10 +232,12 @@ def test_long_runs(on_triton, monkeypatch):
 def test_cut(aim, run, monkeypatch):
     monkeypatch.setattr(_triton_lists, "PROGRAMS_AIM", aim)
     counts = [0, 20 * TILE + 1, -1, TILE, 0]
-    got, firsts = _triton_lists.cut(counts)
+    got, firsts = _triton_lists.cut(counts, [1] * 5)
     programs = [-(-max(0, -(-n // TILE)) // run) for n in counts]
     assert got == run
     assert firsts == [sum(programs[:i]) for i in range(len(counts) + 1)]
+    _, firsts = _triton_lists.cut([TILE + 1, 5], [3, 2])
+    assert firsts == [0, 3 * -(-2 // min(run, 8)), 3 * -(-2 // min(run, 8)) + 2]
 
 
 # ---- Derivatives, torch.library -----------------------------------------------------------------

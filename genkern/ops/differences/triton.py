@@ -122,7 +122,7 @@ def forward(distance, weights, tensors):
             loss,
             plan.run,
             DISTANCE=distance,
-            **constants(first.dtype, plan),
+            **constants(first, plan),
         )
     return loss
 
@@ -138,7 +138,7 @@ def backward(distance, weights, tensors, grad_loss, gradients):
             grad_loss,
             plan.run,
             DISTANCE=distance,
-            **constants(tensors[0].dtype, plan),
+            **constants(tensors[0], plan),
         )
 
 

@@ -368,7 +368,7 @@ def forward(form, factor, stats, count, logits):
                 PAIRING=form.pairing,
                 OF_LOGITS=of_logits,
                 OF_SIGNS=of_signs,
-                **constants(fake.dtype, plan, many_sums=form.pairing == "paired"),
+                **constants(fake, plan, many_sums=form.pairing == "paired"),
             )
     return loss, statistics, totals
 
@@ -389,7 +389,7 @@ def backward(form, factor, count, logits, totals, grad_loss, gradients):
             plan.run,
             PHI=form.phi,
             PAIRING=form.pairing,
-            **constants(fake.dtype, plan),
+            **constants(fake, plan),
         )
 
 
