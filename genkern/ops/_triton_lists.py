@@ -23,7 +23,7 @@ TILE = 1024
 PROGRAMS_AIM = 2048  # with fewer a big GPU is not full; with many more the last one adds long
 LONGEST_RUN = 32  # tiles that one fp32 lane adds up before its sum becomes a double
 LANES = tl.constexpr(256)  # partial sums that the last program reads at a time
-REGISTERS = 128  # of a thread, at most
+REGISTERS = 168  # of a thread, at most
 COUNTERS = 2  # of a table, for as many launches that share it
 
 _ELEMENT = {
