@@ -3,11 +3,24 @@ timed on the GPU when a kind of call is met first, and remembered for the proces
 
 import os
 
+import torch
+
+from genkern.ops import _triton
+
 _fastest = {}
 
 
 def is_wanted():
     return os.environ.get("GENKERN_TRITON_AUTOTUNE") == "1"
+
+
+def is_possible(tensor):
+    """Not in the interpreter, nor while launches are recorded or captured in a CUDA graph."""
+    return (
+        tensor.is_cuda
+        and not _triton.is_recording()
+        and not torch.cuda.is_current_stream_capturing()
+    )
 
 
 def around(configuration):
@@ -27,7 +40,7 @@ def fastest(key, configuration, run, milliseconds=None):
     times with the same result. One that does not fit into the GPU is passed over."""
     if key not in _fastest:
         milliseconds = milliseconds or _milliseconds
-        times = [milliseconds(run, candidate) for candidate in (around(configuration))]
+        times = [milliseconds(run, candidate) for candidate in around(configuration)]
         _fastest[key] = around(configuration)[times.index(min(times))]
     return _fastest[key]
 
