@@ -246,9 +246,10 @@ def test_one_launch_or_one_for_each_result(small_tiles, request, poisoned):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-def test_means_cost_no_digits(poisoned):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+def test_means_cost_no_digits(dtype, poisoned):
     """Neither of T (logits that all grow alike leave the softmax as it is) nor of dP (nor of U)."""
-    inputs, cotangent, tangents = problem((1, 1, 1, 20, 100, 8, 8), torch.float16, (1, 1, 20, 100))
+    inputs, cotangent, tangents = problem((1, 1, 1, 20, 100, 8, 8), dtype, (1, 1, 20, 100))
     tangents[3] += 500.0
     inputs[2][..., 0] += 100.0
     tangents[2][..., 0] += 100.0
