@@ -3,14 +3,15 @@
 import json
 import os
 import platform
-from importlib import metadata, util
 from pathlib import Path
 
 import torch
 
 import genkern
 from genkern._native import LEVELS, native
+from genkern.assembly import TARGETS
 from genkern.backend import BACKENDS, has_cuda
+from genkern.ops import _triton as _triton_backend
 from genkern.ops.attention import kernels as attention
 from genkern.ops.differences import op as differences
 from genkern.ops.gaussian_kl import op as gaussian_kl
@@ -106,9 +107,12 @@ def _cuda(built):
 
 
 def _triton():
-    if util.find_spec("triton") is None:
-        return "not installed; no op has Triton kernels yet"
-    return f"{metadata.version('triton')}; no op has Triton kernels yet"
+    return {
+        "version": _triton_backend.version() or "not installed",
+        "tested with": f"{_triton_backend.OLDEST_TESTED} to {_triton_backend.NEWEST_TESTED}",
+        "problem": _triton_backend.problem(),
+        "compiled for": list(TARGETS),
+    }
 
 
 def render(facts):
@@ -130,7 +134,17 @@ def render(facts):
         lines.append("          its kernels are compiled; they were not run on a GPU")
     else:
         lines.append(f"cuda      not built: {cuda['why not']}")
-    lines.append(f"triton    {facts['triton']}")
+    triton = facts["triton"]
+    lines.append(
+        f"triton    {triton['version']} (the kernels are tested with {triton['tested with']})"
+    )
+    if triton["problem"]:
+        lines.append(f"          not used: {triton['problem']}")
+    else:
+        lines.append(
+            f"          compiled for {', '.join(triton['compiled for'])}; not run on a GPU"
+        )
+        lines.append("          their source agrees with fp64 in Triton's interpreter")
     lines.append(f"backend   {facts['backend']}")
     lines += [f"          {op:20} {', '.join(names)}" for op, names in facts["ops"].items()]
     return "\n".join(lines)

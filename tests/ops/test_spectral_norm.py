@@ -348,6 +348,21 @@ def test_vectors_in_full_precision_beside_half_weights(dtype, cpu_level):
     assert all(torch.equal(x, e) for x, e in zip([*us, *vs], expected[len(us) :], strict=False))
 
 
+@pytest.mark.parametrize("update", [False, True])
+@pytest.mark.parametrize("wide", ["us", "vs"])
+def test_vectors_of_two_dtypes(wide, update, cpu_level):
+    """u in full precision and v in half, or the other way round."""
+    weights, us, vs, dims = layers(SMALL, torch.float16)
+    us, vs = ([x.float() for x in us], vs) if wide == "us" else (us, [x.float() for x in vs])
+    expected, _ = run(weights, us, vs, dims, backend="reference")
+    got, _ = run(weights, us, vs, dims, update=update)
+    for g, e in zip(got[len(us) :], expected[len(us) :], strict=True):
+        torch.testing.assert_close(g, e)
+    if update:
+        for x, e in zip((*us, *vs), got[len(us) : 3 * len(us)], strict=True):
+            assert torch.equal(x, e.to(x.dtype))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 40), min_size=2, max_size=4),

@@ -14,6 +14,7 @@ import pytest
 
 import genkern
 from genkern.assembly import TARGETS
+from genkern.ops import _triton
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,6 +56,19 @@ def on_triton():
     """Every op of the test is asked of Triton; gives the log of who ran."""
     with genkern.use_backend("triton"), genkern.explain() as log:
         yield log
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the kernels that are launched."""
+    names, launch = [], _triton.launch
+
+    def counted(kernel, *args, **options):
+        names.append(kernel.__name__)
+        launch(kernel, *args, **options)
+
+    monkeypatch.setattr(_triton, "launch", counted)
+    return names
 
 
 @pytest.fixture(scope="session")

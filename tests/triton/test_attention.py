@@ -189,8 +189,8 @@ def test_starts_and_lengths_that_nobody_has_checked_stay_inside():
     """On a GPU their values are not read before the launch."""
     from genkern.ops.attention.arguments import Fixed, Settings
     from genkern.ops.attention.triton import problem
+    from genkern.ops.attention.triton.call import Call
     from genkern.ops.attention.triton.forward import attention_forward
-    from genkern.ops.attention.triton.launch import Call
 
     q, k, v = (torch.randn(1, 1, 40, 16, dtype=torch.float64) for _ in range(3))
     call = Call((q, k, v, None, None), Fixed(), Settings(0.25))

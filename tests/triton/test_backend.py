@@ -8,7 +8,8 @@ import torch
 import genkern
 from genkern.backend import use_backend
 from genkern.ops import _triton
-from genkern.ops.attention.triton import configurations
+from genkern.ops.attention.triton import configurations, tuning
+from genkern.ops.attention.triton.call import near_rows
 
 
 @pytest.fixture
@@ -100,3 +101,27 @@ def test_every_configuration_is_in_the_table():
                     is_heavy = "bias" in name
                     found = configurations.choose(name, target, dtype, features, is_heavy)
                     assert configurations.parsed(configurations.printed(found)) == found
+
+
+def test_the_fastest_configuration_is_timed_once():
+    table = {"QUERIES": 64, "KEYS": 16, "num_warps": 4, "num_stages": 2}
+    timed = []
+
+    def milliseconds(run, configuration):
+        timed.append(configuration)
+        run(configuration)
+        return 1.0 if configuration["num_warps"] == 8 else 2.0
+
+    ran = []
+    for _ in range(2):
+        found = tuning.fastest("a kind", table, ran.append, milliseconds)
+        assert found == {**table, "num_warps": 8}
+    assert timed == ran == tuning.around(table) and len(timed) == 5
+    assert all(x["QUERIES"] >= 16 and x["KEYS"] >= 16 and x["num_stages"] >= 1 for x in timed)
+
+
+def test_rows_too_far_apart_for_a_tile_are_copied():
+    memory = torch.empty(2**20 + 8, dtype=torch.bfloat16)
+    far, near = (memory.as_strided((1, 1, 2, 8), (0, 0, row, 1)) for row in (2**20, 2**15))
+    assert near_rows(far).stride(2) == 8
+    assert near_rows(near) is near

@@ -27,7 +27,7 @@ from genkern.ops.differences import reference
 
 OP = "differences"
 BACKWARD = OP + ".backward"
-KERNELS = ("cpu",)
+KERNELS = ("cpu", "triton")
 DISTANCE_NUMBER = {"absolute": 0, "square": 1}
 
 
@@ -121,6 +121,8 @@ def _forward(backend, distance, weights, tensors, needed):
     """
     if backend == "reference":
         return reference.differences(*_split(tensors), distance, weights).detach(), None
+    if backend == "triton":
+        return _triton_kernels().forward(distance, weights, tensors), None
     dtype = tensors[0].dtype
     loss = tensors[0].new_empty((), dtype=ARITHMETIC[dtype])
     gradients = None
@@ -149,14 +151,24 @@ def _backward(backend, distance, weights, tensors, grad_loss, needed):
             )
         return [next(grads) if wanted else None for wanted in needed]
     gradients = _empty_gradients(tensors, needed)
+    grad_loss = materialized(OP, "grad_loss", grad_loss).contiguous()
+    if backend == "triton":
+        _triton_kernels().backward(distance, weights, tensors, grad_loss, gradients)
+        return gradients
     native.differences_backward(
         _pairs(weights, tensors, gradients),
         DISTANCE_NUMBER[distance],
         DTYPE_NUMBER[tensors[0].dtype],
-        materialized(OP, "grad_loss", grad_loss).contiguous().data_ptr(),
+        grad_loss.data_ptr(),
         torch.get_num_threads(),
     )
     return gradients
+
+
+def _triton_kernels():
+    from genkern.ops.differences import triton
+
+    return triton
 
 
 def _empty_gradients(tensors, needed):

@@ -26,7 +26,7 @@ from genkern.ops.gaussian_kl import reference
 
 OP = "gaussian_kl"
 BACKWARD = OP + ".backward"
-KERNELS = ("cpu",)
+KERNELS = ("cpu", "triton")
 NAMES = ("mean", "logvar", "other_mean", "other_logvar")
 REDUCTIONS = ("batchmean", "sum", "mean", "none")
 
@@ -100,6 +100,9 @@ def _forward(backend, tensors, reduction):
     if backend == "reference":
         return reference.gaussian_kl(*tensors, reduction).detach()
     mean, dtype = tensors[0], ARITHMETIC[tensors[0].dtype]
+    if backend == "triton":
+        factor = None if reduction == "none" else reference.factor(reduction, mean.shape)
+        return _triton_kernels().forward(_in_one_order(tensors), factor)
     if reduction == "none":
         launch = _Launch(tensors, [dtype])
         (result,) = launch.outputs
@@ -116,6 +119,8 @@ def _backward(backend, tensors, reduction, grad, wanted):
     if backend == "reference":
         return _reference_backward(tensors, reduction, grad, wanted)
     mean, grad = tensors[0], materialized(OP, "grad_output", grad)
+    if backend == "triton":
+        return _triton_backward(tensors, reduction, grad, wanted)
     dtypes = [
         mean.dtype if want and x is not None else None
         for x, want in zip(tensors, wanted, strict=True)
@@ -129,6 +134,31 @@ def _backward(backend, tensors, reduction, grad, wanted):
         factor = reference.factor(reduction, mean.shape)
     native.gaussian_kl_backward(*launch.problem, launch.of_outputs, upstream, each, factor)
     return launch.outputs
+
+
+def _triton_kernels():
+    from genkern.ops.gaussian_kl import triton
+
+    return triton
+
+
+def _triton_backward(tensors, reduction, grad, wanted):
+    wanted = [want and x is not None for x, want in zip(tensors, wanted, strict=True)]
+    tensors, factor = _in_one_order(tensors), None
+    if reduction != "none":
+        factor = reference.factor(reduction, tensors[0].shape)
+    elif grad.stride() != tensors[0].stride():
+        grad = torch.empty_like(tensors[0], dtype=grad.dtype).copy_(grad)
+    return _triton_kernels().backward(tensors, factor, grad, wanted)
+
+
+def _in_one_order(tensors):
+    """With elements that follow one another in one order in memory, copied where they don't."""
+    first, *others = [x for x in tensors if x is not None]
+    is_dense = torch.ops.aten.is_non_overlapping_and_dense(first)
+    if is_dense and all(x.stride() == first.stride() for x in others):
+        return tensors
+    return [None if x is None else x.contiguous() for x in tensors]
 
 
 NOWHERE = 0, 0

@@ -31,7 +31,7 @@ from genkern.ops.losses.form import form_of
 
 OP = "adversarial_loss"
 BACKWARD = OP + ".backward"
-KERNELS = ("cpu", "cuda")
+KERNELS = ("cpu", "cuda", "triton")
 # A loss that is linear in so few logits is torch's own dot: see `_linear_loss_of_few`.
 FEW = 4096
 SCALAR = {dtype: torch.empty((), dtype=result) for dtype, result in ARITHMETIC.items()}
@@ -125,14 +125,14 @@ class _Adversarial(torch.autograd.Function):
         form, factor, stats, count = ctx.call = call
         ctx.backend = backend = _choose(OP, form, logits, count)
         ctx.save_for_backward(*logits)
-        ctx.gradients = None
+        ctx.gradients = ctx.totals = None
         if backend == "cpu":
             needed = ctx.needs_input_grad[1:]
             loss, statistics, ctx.gradients = _forward_cpu(
                 form, factor, stats, count, logits, needed
             )
         else:
-            loss, statistics = _forward(backend, form, factor, stats, count, logits)
+            loss, statistics, ctx.totals = _forward(backend, form, factor, stats, count, logits)
         if not stats:
             return loss
         ctx.mark_non_differentiable(statistics)
@@ -153,8 +153,8 @@ class _Adversarial(torch.autograd.Function):
             return None, *grads
         backends.record(BACKWARD, ctx.backend, "as the forward")
         needed = ctx.needs_input_grad[1:]
-        grads = _backward(ctx.backend, form, factor, count, logits, grad_loss, needed)
-        return None, *grads
+        call = form, factor, count, logits
+        return None, *_backward(ctx.backend, *call, grad_loss, needed, ctx.totals)
 
 
 _apply = entry(_Adversarial)
@@ -162,7 +162,7 @@ _apply = entry(_Adversarial)
 
 def _choose(op, form, logits, count):
     """CUDA has kernels for one discriminator's logits, and not for those of averages."""
-    kernels = KERNELS if count == 1 and form.pairing != "average" else ("cpu",)
+    kernels = KERNELS if count == 1 and form.pairing != "average" else ("cpu", "triton")
     return backends.choose(op, logits[-1], kernels)
 
 
@@ -181,13 +181,15 @@ def _differentiable_backward(form, factor, count, logits, grad_loss):
 
 
 def _forward(backend, form, factor, stats, count, logits):
-    """(loss, statistics or None) of dense logits."""
+    """(loss, statistics or None, what Triton's backward wants to know or None) of dense logits."""
     if backend == "cpu":
-        return _forward_cpu(form, factor, stats, count, logits, ())[:2]
+        return *_forward_cpu(form, factor, stats, count, logits, ())[:2], None
+    if backend == "triton":
+        return _triton_kernels().forward(form, factor, stats, count, logits)
     if backend == "reference":
         sides = _split(logits, count)
         loss = reference.adversarial_loss(form, *sides, factor).detach()
-        return loss, reference.statistics(form, *sides).flatten() if stats else None
+        return loss, reference.statistics(form, *sides).flatten() if stats else None, None
     fake = logits[-1]
     with torch.cuda.device(fake.device):
         loss = fake.new_empty((), dtype=ARITHMETIC[fake.dtype])
@@ -203,7 +205,7 @@ def _forward(backend, form, factor, stats, count, logits):
             scratch.data_ptr(),
             torch.cuda.current_stream().cuda_stream,
         )
-    return loss, statistics
+    return loss, statistics, None
 
 
 def _forward_cpu(form, factor, stats, count, logits, needed):
@@ -230,7 +232,13 @@ def _forward_cpu(form, factor, stats, count, logits, needed):
     return loss, statistics, gradients
 
 
-def _backward(backend, form, factor, count, logits, grad_loss, needed):
+def _triton_kernels():
+    from genkern.ops.losses import triton
+
+    return triton
+
+
+def _backward(backend, form, factor, count, logits, grad_loss, needed, totals=None):
     """The gradients of the logits, None where not needed."""
     if form.phi == "identity":
         return _linear_gradients(form, factor, count, logits, grad_loss, needed)
@@ -241,6 +249,10 @@ def _backward(backend, form, factor, count, logits, grad_loss, needed):
             return torch.autograd.grad(loss, inputs, grad_loss)
     (grad_loss,) = _dense("grad_loss", [grad_loss])
     gradients = _empty_gradients(logits, needed)
+    if backend == "triton":
+        call = form, factor, count, logits
+        _triton_kernels().backward(*call, totals, grad_loss, gradients)
+        return gradients
     arguments = (
         form.native(),
         DTYPE_NUMBER[logits[-1].dtype],
@@ -383,7 +395,7 @@ def _library_op(real, fake, phi, pairing, numbers, factor):
     refuse_tangents(OP, *real, *fake)
     form, count = form_of(phi, pairing, numbers), len(fake)
     logits = [*_dense("real", real), *_dense("fake", fake)]
-    return _forward(_choose(OP, form, logits, count), form, factor, True, count, logits)
+    return _forward(_choose(OP, form, logits, count), form, factor, True, count, logits)[:2]
 
 
 @_library_op.register_fake

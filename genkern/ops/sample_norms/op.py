@@ -30,7 +30,7 @@ from genkern.ops.sample_norms import reference
 
 OP = "sample_norms"
 BACKWARD = OP + ".backward"
-KERNELS = ("cpu",)
+KERNELS = ("cpu", "triton")
 FUNCTION_NUMBER = {"squares": 0, "square": 1, "distance": 2, "excess": 3, "largest": 4}
 
 
@@ -115,6 +115,9 @@ def _forward(backend, tensors, sizes, function, center, weight):
         return reference.sample_norms(groups, function, center, weight).detach(), None
     first = tensors[0]
     groups, items = _layout(tensors, sizes)
+    if backend == "triton":
+        call = sizes, groups, items, function, center, weight
+        return _triton_kernels().forward(*call, first)
     total = sum(samples for _, samples in groups)
     sums = first.new_empty(total, dtype=torch.float64)
     shape = (total,) if function == "squares" else ()
@@ -142,6 +145,10 @@ def _backward(backend, tensors, sizes, function, center, weight, sums, grad_valu
     groups, items = _layout(tensors, sizes)
     # Samples lie dense, the batch need not: a gradient's layout has its samples side by side.
     grads = [_empty_gradient(x) if want else None for x, want in zip(tensors, wanted, strict=True)]
+    if backend == "triton":
+        call = sizes, groups, items, function, center, weight
+        _triton_kernels().backward(*call, sums, grad_value, grads)
+        return grads
     native.sample_norms_backward(
         [
             (*item, 0 if grad is None else grad.data_ptr())
@@ -154,6 +161,12 @@ def _backward(backend, tensors, sizes, function, center, weight, sums, grad_valu
         torch.get_num_threads(),
     )
     return grads
+
+
+def _triton_kernels():
+    from genkern.ops.sample_norms import triton
+
+    return triton
 
 
 def _empty_gradient(x):

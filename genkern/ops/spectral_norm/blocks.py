@@ -28,9 +28,9 @@ class Blocks:
         return Blocks, ()
 
     def empty_like(self, dense):
-        """torch.empty_like(dense), for a non-overlapping and dense CPU tensor."""
+        """torch.empty_like(dense), for a non-overlapping and dense tensor."""
         size = dense.numel() * dense.element_size()
-        if size < LEAST_BYTES:
+        if size < LEAST_BYTES or not dense.is_cpu:  # a GPU's allocator does this itself
             return torch.empty_like(dense)
         with self._lock:
             blocks = self._by_size.setdefault(size, [])

@@ -1,7 +1,8 @@
-"""From tensors to the launchers of csrc/spectral_norm: layouts, addresses, memory for results.
+"""From tensors to the kernels of a backend: layouts, addresses, memory for results.
 
-The tensors are plain ones on the CPU, checked by arguments.py. Which strides a weight has is seen
-here and nowhere else.
+The tensors are plain ones, checked by arguments.py. Which strides a weight has is seen here and
+nowhere else. What a backend is given for each weight are the fields of SpectralForward and
+SpectralBackward (csrc/spectral_norm/spectral_norm.h).
 """
 
 import math
@@ -60,14 +61,18 @@ def _is_dense(shape, stride, order):
     return True
 
 
-def forward(weights, us, vs, settings, update, allocate):
+def forward(backend, weights, us, vs, settings, update, allocate):
     """(list of Ŵ, σ, state, whether the vectors are updated: where their memory allows it)"""
     one = weights[0]
     length = sum([x.numel() for x in chain(us, vs)])
     state = one.new_empty(length, dtype=ARITHMETIC[one.dtype])
     sigma = state.new_empty(len(weights))
     # Vectors in place where the kernel can write them, else a copy that is written back.
-    in_place = update and all([x.is_contiguous() and not x.is_neg() for x in chain(us, vs)])
+    in_place = (
+        update
+        and all([x.is_contiguous() and not x.is_neg() for x in chain(us, vs)])
+        and all([u.dtype == v.dtype for u, v in zip(us, vs, strict=True)])
+    )
     items, normalized, copies = [], [], []
     at, size, at_sigma = state.data_ptr(), state.element_size(), sigma.data_ptr()
     for weight, u, v, dim, iterations in zip(
@@ -82,6 +87,8 @@ def forward(weights, us, vs, settings, update, allocate):
         normalized.append(result)
         if not in_place:
             u, v = _dense("a vector", u), _dense("a vector", v)
+            if u.dtype != v.dtype:
+                u, v = u.to(state.dtype), v.to(state.dtype)
             copies += (u, v)
         at_u, at_v, at_new_v = u.data_ptr(), v.data_ptr(), at + layout.rows * size
         items.append(
@@ -102,13 +109,8 @@ def forward(weights, us, vs, settings, update, allocate):
         )
         at = at_new_v + v.numel() * size
         at_sigma += size
-    native.spectral_norm_forward(
-        items,
-        DTYPE_NUMBER[one.dtype],
-        ORDER_NUMBER[settings.order],
-        settings.eps,
-        torch.get_num_threads(),
-    )
+    run, _ = _kernels(backend)
+    run(items, one, settings.order, settings.eps)
     if in_place:
         torch.autograd.graph.increment_version((*us, *vs))
     if copies:
@@ -116,7 +118,9 @@ def forward(weights, us, vs, settings, update, allocate):
     return normalized, sigma, state, in_place
 
 
-def backward(grad_normalized, grad_sigma, normalized, sigma, state, dims, wanted, allocate):
+def backward(
+    backend, grad_normalized, grad_sigma, normalized, sigma, state, dims, wanted, allocate
+):
     """A gradient for each weight that is `wanted` and has a cotangent; None for the others."""
     if grad_sigma is not None:
         grad_sigma = _dense("grad_sigma", grad_sigma)
@@ -151,10 +155,31 @@ def backward(grad_normalized, grad_sigma, normalized, sigma, state, dims, wanted
         at = at_v + layout.outer * layout.inner * size
         at_sigma += size
     if items:
-        native.spectral_norm_backward(items, DTYPE_NUMBER[weight.dtype], torch.get_num_threads())
+        _, run = _kernels(backend)
+        run(items, weight)
     return [
         None if g is None else _restore(g, w) for g, w in zip(gradients, normalized, strict=True)
     ]
+
+
+def _kernels(backend):
+    """(forward(items, a weight, order, eps), backward(items, a weight))"""
+    if backend == "triton":
+        from genkern.ops.spectral_norm.triton.backward import backward
+        from genkern.ops.spectral_norm.triton.forward import forward
+
+        return forward, backward
+    return _native_forward, _native_backward
+
+
+def _native_forward(items, like, order, eps):
+    native.spectral_norm_forward(
+        items, DTYPE_NUMBER[like.dtype], ORDER_NUMBER[order], eps, torch.get_num_threads()
+    )
+
+
+def _native_backward(items, like):
+    native.spectral_norm_backward(items, DTYPE_NUMBER[like.dtype], torch.get_num_threads())
 
 
 def _contiguous(name, weight, dim):

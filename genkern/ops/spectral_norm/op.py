@@ -1,7 +1,7 @@
 """Spectral normalization of a list of weights: arguments, backend, autograd, torch.library.
 
 The kernels' contract is in csrc/spectral_norm/spectral_norm.h, the formulas in reference.py. Eager
-calls go through an autograd.Function straight onto the binding; torch.compile and export see the
+calls go through an autograd.Function straight onto the kernels; torch.compile and export see the
 library op `genkern::spectral_norm`, which changes nothing in place.
 
 The backward needs Ŵ, σ and the vectors that this forward made, never W: so two forwards may come
@@ -23,7 +23,7 @@ from genkern.ops._tensors import ARITHMETIC, is_plain, materialized
 from genkern.ops.spectral_norm import launch, reference
 from genkern.ops.spectral_norm.arguments import OP, Settings, check_arguments
 
-KERNELS = ("cpu",)
+KERNELS = ("cpu", "triton")
 
 
 class Normalized(NamedTuple):
@@ -128,7 +128,7 @@ def _forward(backend, weights, us, vs, settings, update, allocate=None):
             _write_state(state, us, vs)
         return normalized, sigma, state
     normalized, sigma, state, updated = launch.forward(
-        weights, us, vs, settings, update, allocate or torch.empty_like
+        backend, weights, us, vs, settings, update, allocate or torch.empty_like
     )
     if update and not updated:
         _write_state(state, us, vs)
@@ -138,7 +138,8 @@ def _forward(backend, weights, us, vs, settings, update, allocate=None):
 def _backward(backend, cotangents, saved, dims, wanted, allocate=None):
     """A gradient for each weight; None where it is not wanted or zero."""
     if backend != "reference":
-        return launch.backward(*cotangents, *saved, dims, wanted, allocate or torch.empty_like)
+        allocate = allocate or torch.empty_like
+        return launch.backward(backend, *cotangents, *saved, dims, wanted, allocate)
     grad_normalized, grad_sigma = cotangents
     normalized, sigma, state = saved
     gradients, at = [], 0

@@ -2,26 +2,21 @@
 
 import torch
 
-from genkern.ops import _triton
-from genkern.ops._tensors import ARITHMETIC
 from genkern.ops.attention import kernels
-from genkern.ops.attention.arguments import check_longest
-from genkern.ops.attention.triton import configurations
 from genkern.ops.attention.triton.backward import (
     attention_backward_columns,
     attention_backward_rows,
 )
 from genkern.ops.attention.triton.bias_gradient import attention_bias_gradient
+from genkern.ops.attention.triton.call import Call
 from genkern.ops.attention.triton.forward import attention_forward
 from genkern.ops.attention.triton.jvp import attention_jvp
-from genkern.ops.attention.triton.problem import bias_of, heads, numbers, problem_of
 from genkern.ops.attention.triton.second import (
     attention_second_bias,
     attention_second_columns,
     attention_second_rows,
     attention_second_stats,
 )
-from genkern.ops.attention.triton.tangents import Tangents
 
 
 def forward(inputs, fixed, settings, want_lse):
@@ -40,7 +35,7 @@ def forward(inputs, fixed, settings, want_lse):
 def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.ALL):
     """Gradients of the five inputs, each in its input's dtype."""
     call = Call(inputs, fixed, settings)
-    grad_out, grad_lse = kernels.cotangents_of(call.inputs, grad_out, grad_lse)
+    grad_out, grad_lse = call.cotangents(grad_out, grad_lse)
     grads = kernels.new_gradients(call.inputs, wanted)
     levels = call.numbers(kernels.new_row_numbers(call.inputs[0]))
     known = *call.softmax(rows), call.heads(grad_out)
@@ -73,7 +68,7 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.A
 def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(True,) * 7):
     """The gradients of ⟨backward's results, tangents⟩ for the inputs, grad_out and grad_lse."""
     call = Call(inputs, fixed, settings)
-    grad_out, grad_lse = kernels.cotangents_of(call.inputs, grad_out, grad_lse)
+    grad_out, grad_lse = call.cotangents(grad_out, grad_lse)
     grads = kernels.new_gradients(call.inputs, wanted[:5])
     of_out = kernels.laid_out_like(grad_out, call.inputs[2].shape[3]) if wanted[5] else None
     levels, taus, rhos = (kernels.new_row_numbers(call.inputs[0]) for _ in range(3))
@@ -109,148 +104,3 @@ def jvp(inputs, fixed, settings, rows, tangents):
         call.numbers(lse),
     )
     return out, lse
-
-
-class Call:
-    """What the launches of one pass share."""
-
-    def __init__(self, inputs, fixed, settings):
-        self.inputs = kernels.readable_inputs(inputs)
-        self.fixed = fixed._replace(seed=_on(self.inputs[0].device, fixed.seed))
-        self.settings = check_longest(self.inputs, fixed, settings)
-        self.problem = problem_of(self.inputs, self.fixed, self.settings)
-
-        self.is_heavy = bool(
-            settings.softcap
-            or settings.dropout_p
-            or self.inputs[3] is not None
-            or self.inputs[4] is not None
-        )
-
-    # ---- Arguments
-
-    def heads(self, x):
-        return heads(x, self.fixed)
-
-    def numbers(self, x):
-        return numbers(x, self.fixed)
-
-    def tangents(self, tangents):
-        q, k, v, bias, key_bias = kernels.readable_tangents(self.inputs, tangents)
-        return Tangents(*(self.heads(x) for x in (q, k, v)), bias_of(bias), self.numbers(key_bias))
-
-    def softmax(self, rows):
-        """(shifts, sums)"""
-        return [self.numbers(x) for x in rows]
-
-    # ---- Launches
-
-    def over_queries(self, kernel, name, *args):
-        """A program for every block of queries of every head."""
-        q, starts = self.inputs[0], self.fixed.q_starts
-        sequences, longest = q.shape[0], q.shape[2]
-        if starts is not None:
-            sequences, longest = starts.shape[0] - 1, self.settings.longest_q
-        options = self._options(name)
-        blocks = -(-longest // options["QUERIES"])
-        self._launch(kernel, blocks * sequences * q.shape[1], *args, blocks, **options)
-
-    def over_keys(self, kernel, name, *args):
-        """A program for every block of keys of every key head."""
-        k, starts = self.inputs[1], self.fixed.k_starts
-        sequences, longest = k.shape[0], k.shape[2]
-        if starts is not None:
-            sequences, longest = starts.shape[0] - 1, self.settings.longest_k
-        options = self._options(name)
-        blocks = -(-longest // options["KEYS"])
-        self._launch(kernel, blocks * sequences * k.shape[1], *args, blocks, **options)
-
-    def over_bias(self, kernel, name, grad, *args):
-        """A program for every tile of a bias."""
-        B, H, N, M = grad.shape
-        sharing = self.inputs[0].shape[1] // max(1, H), self.inputs[0].shape[0] // max(1, B)
-        options = self._options(name)
-        tiles = -(-N // options["QUERIES"]) * -(-M // options["KEYS"])
-        self._launch(kernel, tiles * B * H, *args, bias_of(grad), H, *sharing, **options)
-
-    def _launch(self, kernel, programs, *args, **options):
-        if programs:
-            with _triton.on_device(self.inputs[0]):
-                _triton.launch(kernel, (programs,), self.problem, *args, **options)
-
-    def turns(self, name, *parts):
-        """The results of every launch of a kernel: those of all parts at once, or, where sums of
-        several would not fit into registers (SPLIT), of one part after another."""
-        if not self._configuration(name).get("SPLIT"):
-            places = zip(*parts, strict=True)
-            parts = [tuple(next((x for x in of if x is not None), None) for of in places)]
-        return [part for part in parts if any(x is not None for x in part)]
-
-    def _configuration(self, name):
-        q, _, v, _, _ = self.inputs
-        widest = max(_padded(q.shape[3]), _padded(v.shape[3]))
-        return configurations.choose(name, _triton.target(q), q.dtype, widest, self.is_heavy)
-
-    def _options(self, name):
-        """The constants of a kernel, and its configuration."""
-        import triton.language as tl
-
-        q, _, v, _, _ = self.inputs
-        d, dv = q.shape[3], v.shape[3]
-        chosen = {k: v for k, v in self._configuration(name).items() if k != "SPLIT"}
-        wide = ARITHMETIC[q.dtype] == torch.float64
-        return {
-            "d": d,
-            "dv": dv,
-            "D": _padded(d),
-            "DV": _padded(dv),
-            "A": tl.float64 if wide else tl.float32,
-            "PRECISION": "ieee",
-            **chosen,
-        }
-
-    # ---- Gradients of biases, out of sums of a tile's rows or columns, or of whole tiles
-
-    def column_sums(self, grads):
-        """Memory [B, H, M] for them where a bias wants them, or None."""
-        q, k, _, bias, _ = self.inputs
-        of_bias = grads[3] is not None and not self._has_rows(bias) and self._has_keys(bias)
-        if grads[4] is None and not of_bias:
-            return None
-        return q.new_empty(*q.shape[:2], k.shape[2], dtype=ARITHMETIC[q.dtype])
-
-    def finish_biases(self, grads, column_sums, row_sums, kernel, name, *args):
-        """Fills the gradients of both biases; row_sums [B, H, N], None: zero. `kernel` makes those
-        of a bias with rows and keys of its own."""
-        grad_bias, grad_key_bias = grads[3:]
-        if grad_key_bias is not None:
-            B, Hk, M = grad_key_bias.shape
-            group = self.inputs[0].shape[1] // max(1, Hk)
-            torch.sum(column_sums.view(B, Hk, group, M), 2, out=grad_key_bias)
-        if grad_bias is None:
-            return
-        if not self._has_keys(grad_bias):
-            if row_sums is None:
-                grad_bias.zero_()
-            else:
-                grad_bias.copy_(row_sums[..., None].sum_to_size(grad_bias.shape))
-        elif not self._has_rows(grad_bias):
-            grad_bias.copy_(column_sums[:, :, None].sum_to_size(grad_bias.shape))
-        else:
-            self.over_bias(kernel, name, grad_bias, *args)
-
-    def _has_rows(self, bias):
-        return bias.shape[2] == self.inputs[0].shape[2]
-
-    def _has_keys(self, bias):
-        return bias.shape[3] == self.inputs[1].shape[2]
-
-
-def _padded(features):
-    """As many columns as a tile of them has."""
-    return max(16, 1 << (max(features, 1) - 1).bit_length())
-
-
-def _on(device, seed):
-    """A seed drawn on the CPU moves without a wait."""
-    return None if seed is None else seed.to(device, non_blocking=True)

@@ -1,0 +1,189 @@
+"""One call of an attention kernel's pass: what its launches share."""
+
+import torch
+import triton.language as tl
+
+from genkern.ops import _triton
+from genkern.ops._tensors import ARITHMETIC
+from genkern.ops.attention import kernels
+from genkern.ops.attention.arguments import check_longest
+from genkern.ops.attention.triton import configurations, tuning
+from genkern.ops.attention.triton.problem import bias_of, heads, numbers, problem_of
+from genkern.ops.attention.triton.tangents import Tangents
+
+# Within a tile offsets are 32-bit: of 128 rows, so far apart at most, in elements.
+_FARTHEST_ROWS = 2**24
+
+
+class Call:
+    """What the launches of one pass share."""
+
+    def __init__(self, inputs, fixed, settings):
+        q, k, v, bias, key_bias = kernels.readable_inputs(inputs)
+        q, k, v = near_rows(q), near_rows(k), near_rows(v)
+        self.inputs = q, k, v, bias, key_bias
+        self.fixed = fixed._replace(seed=_on(self.inputs[0].device, fixed.seed))
+        self.settings = check_longest(self.inputs, fixed, settings)
+        self.problem = problem_of(self.inputs, self.fixed, self.settings)
+        self.is_heavy = bool(
+            settings.softcap or settings.dropout_p or bias is not None or key_bias is not None
+        )
+        d, dv = q.shape[3], v.shape[3]
+        self.constants = {
+            "d": d,
+            "dv": dv,
+            "D": _padded(d),
+            "DV": _padded(dv),
+            "A": tl.float64 if ARITHMETIC[q.dtype] == torch.float64 else tl.float32,
+            "PRECISION": "ieee",
+        }
+
+    # ---- Arguments
+
+    def heads(self, x):
+        return heads(x, self.fixed)
+
+    def numbers(self, x):
+        return numbers(x, self.fixed)
+
+    def tangents(self, tangents):
+        q, k, v, bias, key_bias = kernels.readable_tangents(self.inputs, tangents)
+        of_heads = (self.heads(near_rows(x)) for x in (q, k, v))
+        return Tangents(*of_heads, bias_of(bias), self.numbers(key_bias))
+
+    def cotangents(self, grad_out, grad_lse):
+        grad_out, grad_lse = kernels.cotangents_of(self.inputs, grad_out, grad_lse)
+        return near_rows(grad_out), grad_lse
+
+    def softmax(self, rows):
+        """(shifts, sums)"""
+        return [self.numbers(x) for x in rows]
+
+    # ---- Launches
+
+    def over_queries(self, kernel, name, *args):
+        """A program for every block of queries of every head."""
+        q, starts = self.inputs[0], self.fixed.q_starts
+        sequences, longest = q.shape[0], q.shape[2]
+        if starts is not None:
+            sequences, longest = starts.shape[0] - 1, self.settings.longest_q
+
+        def sized(configuration):
+            blocks = -(-longest // configuration["QUERIES"])
+            return blocks * sequences * q.shape[1], (*args, blocks)
+
+        self._launch(kernel, name, sized)
+
+    def over_keys(self, kernel, name, *args):
+        """A program for every block of keys of every key head."""
+        k, starts = self.inputs[1], self.fixed.k_starts
+        sequences, longest = k.shape[0], k.shape[2]
+        if starts is not None:
+            sequences, longest = starts.shape[0] - 1, self.settings.longest_k
+
+        def sized(configuration):
+            blocks = -(-longest // configuration["KEYS"])
+            return blocks * sequences * k.shape[1], (*args, blocks)
+
+        self._launch(kernel, name, sized)
+
+    def over_bias(self, kernel, name, grad, *args):
+        """A program for every tile of a bias."""
+        B, H, N, M = grad.shape
+        sharing = self.inputs[0].shape[1] // max(1, H), self.inputs[0].shape[0] // max(1, B)
+
+        def sized(configuration):
+            tiles = -(-N // configuration["QUERIES"]) * -(-M // configuration["KEYS"])
+            return tiles * B * H, (*args, bias_of(grad), H, *sharing)
+
+        self._launch(kernel, name, sized)
+
+    def turns(self, name, *parts):
+        """The results of every launch of a kernel: those of all parts at once, or, where sums of
+        several would not fit into registers (SPLIT), of one part after another."""
+        if not self._configuration(name).get("SPLIT"):
+            places = zip(*parts, strict=True)
+            parts = [tuple(next((x for x in of if x is not None), None) for of in places)]
+        return [part for part in parts if any(x is not None for x in part)]
+
+    def _launch(self, kernel, name, sized):
+        """`sized` gives the number of programs and the arguments for a configuration."""
+
+        def run(configuration):
+            programs, args = sized(configuration)
+            if programs:
+                constants = {**self.constants, **configuration}
+                _triton.launch(kernel, (programs,), self.problem, *args, **constants)
+
+        configuration = self._configuration(name)
+        configuration.pop("SPLIT", None)
+        q, k = self.inputs[:2]
+        with _triton.on_device(q):
+            if tuning.is_wanted() and tuning.is_possible(q):
+                # Calls alike: of the same constants, and sizes within a factor of two.
+                sizes = [n.bit_length() for n in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2])]
+                kind = kernel, q.dtype, self.is_heavy, self.settings.right, *sizes
+                kind += tuple(self.constants.values())
+                configuration = tuning.fastest(kind, configuration, run)
+            run(configuration)
+
+    def _configuration(self, name):
+        target, dtype = _triton.target(self.inputs[0]), self.inputs[0].dtype
+        widest = max(self.constants["D"], self.constants["DV"])
+        return configurations.choose(name, target, dtype, widest, self.is_heavy)
+
+    # ---- Gradients of biases, out of sums of a tile's rows or columns, or of whole tiles
+
+    def column_sums(self, grads):
+        """Memory [B, H, M] for them where a bias wants them, or None."""
+        q, k, _, bias, _ = self.inputs
+        of_bias = grads[3] is not None and not self._has_rows(bias) and self._has_keys(bias)
+        if grads[4] is None and not of_bias:
+            return None
+        return q.new_empty(*q.shape[:2], k.shape[2], dtype=ARITHMETIC[q.dtype])
+
+    def finish_biases(self, grads, column_sums, row_sums, kernel, name, *args):
+        """Fills the gradients of both biases; row_sums [B, H, N], None: zero. `kernel` makes those
+        of a bias with rows and keys of its own."""
+        grad_bias, grad_key_bias = grads[3:]
+        if grad_key_bias is not None:
+            B, Hk, M = grad_key_bias.shape
+            group = self.inputs[0].shape[1] // max(1, Hk)
+            torch.sum(column_sums.view(B, Hk, group, M), 2, out=grad_key_bias)
+        if grad_bias is None:
+            return
+        if not self._has_keys(grad_bias):
+            if row_sums is None:
+                grad_bias.zero_()
+            else:
+                grad_bias.copy_(row_sums[..., None].sum_to_size(grad_bias.shape))
+        elif not self._has_rows(grad_bias):
+            grad_bias.copy_(column_sums[:, :, None].sum_to_size(grad_bias.shape))
+        else:
+            self.over_bias(kernel, name, grad_bias, *args)
+
+    def _has_rows(self, bias):
+        return bias.shape[2] == self.inputs[0].shape[2]
+
+    def _has_keys(self, bias):
+        return bias.shape[3] == self.inputs[1].shape[2]
+
+
+def near_rows(x):
+    """The tensor, or where its rows lie too far apart for a tile a copy."""
+    if (
+        x is None
+        or x.stride(2) // max(1, x.shape[3]) * configurations.FEATURES[-1] < _FARTHEST_ROWS
+    ):
+        return x
+    return x.contiguous()
+
+
+def _padded(features):
+    """As many columns as a tile of them has."""
+    return max(16, 1 << (max(features, 1) - 1).bit_length())
+
+
+def _on(device, seed):
+    """A seed drawn on the CPU moves without a wait."""
+    return None if seed is None else seed.to(device, non_blocking=True)
