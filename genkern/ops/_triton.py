@@ -16,7 +16,7 @@ import torch
 
 # The versions whose kernels the tests have run and compiled: below the first the backend says so
 # and stays away, above the last it tries.
-OLDEST_TESTED, NEWEST_TESTED = "3.3", "3.9"
+OLDEST_TESTED, NEWEST_TESTED = "3.4", "3.9"
 
 # What a Triton option's default may change between versions is said here.
 _OPTIONS = {"enable_fp_fusion": True}

@@ -57,7 +57,7 @@ def test_no_triton(monkeypatch, asked_anew):
 
 def test_a_triton_too_old(monkeypatch, asked_anew):
     monkeypatch.setattr(_triton, "version", lambda: "3.2.0")
-    sentence = r"Triton 3\.2\.0 is older than the kernels were tested with, 3\.3 to 3\.9"
+    sentence = r"Triton 3\.2\.0 is older than the kernels were tested with, 3\.4 to 3\.9"
     with use_backend("triton"), pytest.raises(RuntimeError, match=sentence):
         attend()
     monkeypatch.setattr(_triton, "version", lambda: "3.10.0+git0")
