@@ -31,7 +31,7 @@ PIECES = {"half": (WHOLE, 64), "fp32": (32, 16), "fp64": (32, 16)}
 HALF = [(128, 128, 8), (128, 64, 4), (128, 64, 8), (128, 32, 8), (64, 64, 4), (64, 64, 8)]
 HALF += [(64, 32, 4), (64, 32, 8), (64, 16, 4), (32, 32, 4), (32, 32, 8), (32, 16, 8), (16, 16, 4)]
 FP32 = [(64, 64, 8), (64, 32, 8), (32, 32, 8), (32, 32, 4), (32, 16, 8), (16, 16, 4), (16, 16, 8)]
-FP64 = [(32, 32, 8), (32, 32, 4), (16, 16, 4), (16, 16, 8)]
+FP64 = [(32, 32, 8), (16, 16, 4), (16, 16, 8)]
 TILES = {"half": HALF, "fp32": FP32, "fp64": FP64}
 STAGES = {"half": (3, 2, 1), "fp32": (2, 1), "fp64": (2, 1)}
 # Lines' targets, and what they are compiled for.
@@ -46,6 +46,8 @@ def candidates(name, target, dtype, features, is_heavy):
     if name in IN_PIECES:
         # More products at a time: what is larger was found to spill, always.
         largest = 32 * 32 if features > 128 else 64 * 32 if is_heavy else 128 * 64
+        if dtype != "half":
+            largest = 16 * 16 if features > 128 else 32 * 16
         pieces = dict.fromkeys(x if x < features else WHOLE for x in PIECES[dtype])
         stages = stages[-2:]
         if features > 128 and name in ("second_rows", "second_columns"):
