@@ -275,3 +275,24 @@ def test_compiled_graphs_and_wide_heads():
         genkern.attention(wide, wide, wide)
     assert log[-1].backend == "cpu"
     assert "has no attention for heads of more than 256 features" in log[-1].reason
+
+
+def test_library_ops():
+    """What torch.compile believes of the four passes: schemas and fakes."""
+    from genkern.ops.attention.arguments import NOTHING_FIXED, Settings
+
+    ops, check = torch.ops.genkern, torch.library.opcheck
+    settings = Settings(0.25, right=0)
+    sizes = [(2, 2, 9, 8), (2, 1, 12, 8), (2, 1, 12, 5), (1, 2, 9, 12), (2, 1, 12)]
+    inputs = [torch.randn(size) for size in sizes]
+    tangents = [torch.randn_like(x) for x in inputs]
+    first, only = (*inputs, *NOTHING_FIXED), {"test_utils": ("test_schema", "test_faketensor")}
+    with use_backend("triton"), genkern.explain() as log:
+        rows = ops.attention(*first, *settings)[2]
+        given = *first, rows, torch.randn(2, 2, 9, 5), torch.randn(2, 2, 9)
+        check(ops.attention.default, (*first, *settings), **only)
+        check(ops.attention_backward.default, (*given, [True] * 5, *settings), **only)
+        check(ops.attention_jvp.default, (*first, rows, *tangents, *settings), **only)
+        call = *given, *tangents, [True] * 7, *settings
+        check(ops.attention_second.default, call, **only)
+    assert {choice.backend for choice in log} == {"triton"}
