@@ -35,8 +35,9 @@ TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma")
 
 
 class Assembly(NamedTuple):
-    """text: PTX or AMD GCN. registers: of a thread, None where not told; spills: bytes of local
-    memory a thread (on AMD: spilled registers); shared_bytes: of a block."""
+    """text: PTX or AMD GCN. registers: of a thread. spills: bytes of memory of its own that a thread
+    needs for more (AMD's scalars that lie in lanes of vector registers are none). shared_bytes: of
+    a block."""
 
     kernel: str
     target: str
@@ -51,7 +52,8 @@ class Assembly(NamedTuple):
 
 
 def compiled(launch, target):
-    """The `Assembly` of a recorded launch. Raises RuntimeError where kernels are interpreted."""
+    """The `Assembly` of a recorded launch. Raises RuntimeError where kernels are interpreted. After
+    it this process has no driver to launch a kernel with."""
     if is_interpreting():
         raise RuntimeError(
             "TRITON_INTERPRET is 1: kernels of this process are interpreted, not compiled"
@@ -63,8 +65,7 @@ def compiled(launch, target):
     name, shared = launch.kernel.__name__, result.metadata.shared
     if target.startswith("gfx"):
         text = result.asm["amdgcn"]
-        spills = _number(r"\.vgpr_spill_count:\s+(\d+)", text)
-        spills += _number(r"\.sgpr_spill_count:\s+(\d+)", text)
+        spills = _number(r"\.private_segment_fixed_size:\s+(\d+)", text)
         registers = _number(r"\.vgpr_count:\s+(\d+)", text)
         return Assembly(name, target, text, registers, spills, shared)
     usage = _resource_usage(result.asm["cubin"])
