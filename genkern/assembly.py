@@ -35,9 +35,9 @@ TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma")
 
 
 class Assembly(NamedTuple):
-    """text: PTX or AMD GCN. registers: of a thread. spills: bytes of memory of its own that a thread
-    needs for more (AMD's scalars that lie in lanes of vector registers are none). shared_bytes: of
-    a block."""
+    """text: PTX or AMD GCN. registers: of a thread. spills: bytes of memory of its own that a
+    thread needs beside them (AMD's scalars that lie in lanes of vector registers need none).
+    shared_bytes: of a block."""
 
     kernel: str
     target: str

@@ -141,9 +141,12 @@ def _forced(op, wanted, tensor, kernels, what):
         )
     if wanted != "cpu" and (problem := _problem(wanted)):
         raise RuntimeError(f"{op}: backend {wanted!r} was asked for: {problem}")
-    if wanted in kernels and tensor.dtype in KERNEL_DTYPES:
+    lacks_bf16 = on_cpu and not _triton.is_recording() and tensor.dtype == torch.bfloat16
+    if wanted in kernels and tensor.dtype in KERNEL_DTYPES and not lacks_bf16:
         return wanted, "asked for"
     backend, reason = _default(tensor, kernels, what)
+    if lacks_bf16:
+        return backend, f"Triton's interpreter computes {tensor.dtype} wrongly; {reason}"
     return backend, f"{wanted!r} was asked for and has no {op} for {what}; {reason}"
 
 

@@ -71,6 +71,15 @@ def test_a_triton_that_does_not_import(monkeypatch, asked_anew):
         attend()
 
 
+def test_bf16_is_wrong_in_the_interpreter():
+    x = torch.randn(1, 1, 3, 4, dtype=torch.bfloat16)
+    with use_backend("triton"), genkern.explain() as log:
+        genkern.attention(x, x, x)
+        genkern.losses.hinge.g(x)
+    assert {choice.backend for choice in log} == {"cpu"}
+    assert "Triton's interpreter computes torch.bfloat16 wrongly" in log[0].reason
+
+
 def test_fp64_needs_a_newer_one(monkeypatch):
     monkeypatch.setattr(_triton, "version", lambda: "3.4.0")
     x = torch.randn(1, 1, 3, 4, dtype=torch.float64)
