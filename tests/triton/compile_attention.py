@@ -65,10 +65,11 @@ CASES = {
         for dtype in DTYPES
         for d in (16, 64, 128, 256)
         for kind in (causal, heavy)
+        if dtype != "fp64" or d <= 64
     },
     "narrow": {
         f"{dtype} 24 to 96": lambda dtype=dtype: causal(every_pass, dtype, 24, 96)
-        for dtype in DTYPES
+        for dtype in ("bf16", "fp16", "fp32")
     },
 }
 

@@ -54,10 +54,20 @@ def test_with_everything_that_takes_registers(assemblies, fits):
     fits(assemblies("compile_attention.py", "heavy", only=("sm_80",)))
 
 
+# Those that no configuration of the search keeps in registers (benchmarks/NOTES.md): bytes.
+SPILLING = {
+    ("gfx942", "fp32 128 heavy", "attention_second_columns"): 36,
+    ("sm_90", "fp64 64 heavy", "attention_second_columns"): 40,
+    ("sm_100", "fp64 64 heavy", "attention_second_columns"): 40,
+}
+
+
 @pytest.mark.exhaustive
 def test_grid(assemblies, fits):
     """Every kernel in every default configuration."""
     found = assemblies("compile_attention.py", "grid,narrow")
-    fits(found)
+    known = [SPILLING.get((row["target"], row["case"], row["kernel"])) for row in found]
+    fits([row for row, spills in zip(found, known, strict=True) if spills is None])
+    assert all(row["spills"] <= n for row, n in zip(found, known, strict=True) if n is not None)
     half = [row for row in found if row["case"].split()[0] in ("bf16", "fp16")]
     assert_on_tensor_cores([row for row in half if row["case"].split()[1] in ("64", "128")])

@@ -97,7 +97,7 @@ def test_fp64_needs_a_newer_one(monkeypatch):
     ],
 )
 def test_gpus_without_a_line_of_their_own(target, like):
-    assert configurations.target_of_line(target, "half") == like
+    assert configurations.target_of_line(target) == like
 
 
 def test_every_configuration_is_in_the_table():
@@ -105,7 +105,7 @@ def test_every_configuration_is_in_the_table():
     names += ["second_stats", "second_rows", "second_columns"]
     for target in ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942"):
         for dtype in configurations.DTYPES:
-            for features in (16, 32, 64, 128, 256):
+            for features in (16, 32, 64, 128, 256)[: 3 if dtype == torch.float64 else 5]:
                 for name in [*names, "bias_gradient", "second_bias"]:
                     is_heavy = "bias" in name
                     found = configurations.choose(name, target, dtype, features, is_heavy)

@@ -20,6 +20,7 @@ from genkern.ops.attention.arguments import OP, check_values
 NAMES = ("q", "k", "v", "attn_mask", "the key bias")
 KERNELS = ("triton", "cpu")
 WIDEST_ON_TRITON = 256
+WIDEST_FP64 = 64  # there: more do not fit into registers
 ALL = (True,) * 5
 
 _NO_HEADS = (0, 0, 0, 0)
@@ -46,8 +47,11 @@ def _beyond_triton(q, k, v):
         return "2**31 rows"
     if q.is_cpu and backends.wanted() != "triton":
         return None  # nobody asks
-    if q.dtype == torch.float64 and _triton.problem() is None and not _triton.has_fp64_products():
-        return f"{q.dtype} with a Triton older than 3.5"
+    if q.dtype == torch.float64 and _triton.problem() is None:
+        if not _triton.has_fp64_products():
+            return f"{q.dtype} with a Triton older than 3.5"
+        if max(q.shape[3], v.shape[3]) > WIDEST_FP64 and _triton.target(q) != "interpreter":
+            return f"{q.dtype} heads of more than {WIDEST_FP64} features"
     if q.is_cuda and _triton.target(q) in ("sm_70", "sm_72", "sm_75"):
         return "GPUs older than sm_80"
     return None

@@ -3,8 +3,9 @@
 configurations.txt has a line for every kernel and dtype of a target, with columns for heads of up
 to 64, 128 and 256 features: `128x64/8/3` means tiles of 128 queries and 64 keys, 8 warps, 3 stages;
 a fourth number that rows are multiplied in pieces of so many features (operands.py), a trailing `s`
-that a launch for several results is split into one for each. A kernel's name ends
-with + in the line for softcap, dropout or biases, which need more registers. search.py finds them.
+that a launch for several results is split into one for each; `-`: heads that go to another backend.
+A kernel's name ends with + in the line for softcap, dropout or biases, which need more registers.
+Lines of "nvidia" are for every sm_ that has none of its own. search.py finds them.
 """
 
 import functools
@@ -28,21 +29,21 @@ def choose(name, target, dtype, features, is_heavy):
     dropout or biases."""
     if target == "interpreter":
         return dict(_INTERPRETED)
-    line = target_of_line(target, DTYPES[dtype]), name + "+" * is_heavy, DTYPES[dtype]
+    like, end = target_of_line(target), (name + "+" * is_heavy, DTYPES[dtype])
+    row = _table().get((like, *end)) or _table()[("nvidia", *end)]
     column = next(i for i, most in enumerate(FEATURES) if features <= most)
-    return dict(_table()[line][column])
+    return dict(row[column])
 
 
-def target_of_line(target, dtype):
+def target_of_line(target):
     """The target in the table whose instructions and shared memory a GPU has."""
     if not target.startswith("sm_"):
         return "gfx942"
-    if dtype != "half":
-        return "nvidia"
     capability = int(target.removeprefix("sm_"))
     if capability < 90:
         return "sm_80" if capability in (80, 87) else "sm_120"  # of 163 KiB, or of 99
-    return f"sm_{min(capability // 10, 12) * 10}" if capability // 10 in (9, 10, 12) else "sm_120"
+    major = capability // 10
+    return f"sm_{major * 10}" if major in (9, 10) else "sm_120"
 
 
 @functools.cache
@@ -51,7 +52,7 @@ def _table():
     for line in (Path(__file__).parent / "configurations.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             target, name, dtype, *columns = line.split()
-            table[target, name, dtype] = [parsed(column) for column in columns]
+            table[target, name, dtype] = [parsed(column) for column in columns if column != "-"]
     return table
 
 

@@ -14,6 +14,7 @@ import torch
 from genkern.assembly import TARGETS, compiled
 from genkern.ops._triton import recording
 from genkern.ops.attention.arguments import NOTHING_FIXED, Fixed, Settings
+from genkern.ops.attention.kernels import WIDEST_FP64
 from genkern.ops.attention.triton import configurations, launch
 from genkern.ops.attention.triton.operands import WIDEST as WHOLE
 
@@ -26,19 +27,21 @@ KERNELS = {
 }
 # Of the kernels that multiply rows in pieces where they are wide: the features of a piece.
 IN_PIECES = *KERNELS["jvp"], *KERNELS["second"]
-PIECES = {"half": (WHOLE, 64), "fp32": (32, 16), "fp64": (32, 16)}
+PIECES = {"half": (WHOLE, 64, 32), "fp32": (32, 16), "fp64": (32, 16)}
 # (queries, keys, warps); a sweep over queries has its tiles the other way round.
 HALF = [(128, 128, 8), (128, 64, 4), (128, 64, 8), (128, 32, 8), (64, 64, 4), (64, 64, 8)]
 HALF += [(64, 32, 4), (64, 32, 8), (64, 16, 4), (32, 32, 4), (32, 32, 8), (32, 16, 8), (16, 16, 4)]
+HALF += [(16, 16, 8)]
 FP32 = [(64, 64, 8), (64, 32, 8), (32, 32, 8), (32, 32, 4), (32, 16, 8), (16, 16, 4), (16, 16, 8)]
 FP64 = [(32, 32, 8), (16, 16, 4), (16, 16, 8)]
 TILES = {"half": HALF, "fp32": FP32, "fp64": FP64}
 STAGES = {"half": (3, 2, 1), "fp32": (2, 1), "fp64": (2, 1)}
 # Lines' targets, and what they are compiled for.
-NVIDIA = ("sm_120", "sm_90", "sm_80", "sm_100")
 LINES = [(target, "half", (target,)) for target in TARGETS]
 LINES += [("gfx942", "fp32", ("gfx942",)), ("gfx942", "fp64", ("gfx942",))]
-LINES += [("nvidia", "fp32", NVIDIA), ("nvidia", "fp64", NVIDIA)]
+LINES += [("nvidia", dtype, ("sm_120",)) for dtype in ("fp32", "fp64")]
+# Of these only lines where the one of "nvidia" does not fit.
+LINES += [(f"sm_{n}", dtype, (f"sm_{n}",)) for n in (80, 90, 100) for dtype in ("fp32", "fp64")]
 
 
 def candidates(name, target, dtype, features, is_heavy):
@@ -50,8 +53,8 @@ def candidates(name, target, dtype, features, is_heavy):
             largest = 16 * 16 if features > 128 else 32 * 16
         pieces = dict.fromkeys(x if x < features else WHOLE for x in PIECES[dtype])
         stages = stages[-2:]
-        if features > 128 and name in ("second_rows", "second_columns"):
-            splits = False, True
+        if name in ("second_rows", "second_columns"):
+            splits = (False, True) if largest <= 32 * 32 else (False,)
     if not target.startswith("sm_"):
         stages = 2, 1
     for queries, keys, warps in TILES[dtype]:
@@ -136,7 +139,9 @@ def main(wanted=""):
                 row = [
                     search(name, compiled_for, dtype, features, is_heavy)
                     for features in configurations.FEATURES
+                    if dtype != "fp64" or features <= WIDEST_FP64
                 ]
+                row += [None] * (len(configurations.FEATURES) - len(row))
                 columns = ["-" if x is None else configurations.printed(x) for x in row]
                 print(f"{line:32}" + " ".join(f"{x:13}" for x in columns).rstrip(), flush=True)
 
