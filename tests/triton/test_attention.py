@@ -81,10 +81,9 @@ def assert_like_reference(qkv, cotangent, attn_mask=None, **options):
 
 
 @every_dtype
-@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-def test_shapes(dtype, is_causal, poisoned):
-    for shape in SHAPES:
-        assert_like_reference(*tensors(shape, dtype), is_causal=is_causal)
+def test_shapes(dtype, poisoned):
+    for n, shape in enumerate(SHAPES):
+        assert_like_reference(*tensors(shape, dtype), is_causal=n % 2 == 1)
 
 
 OPTIONS = {
@@ -118,8 +117,7 @@ def test_options_in_few_digits(dtype):
 @pytest.mark.parametrize(
     "shape",
     [
-        *[(2, 4, 70, 45), (1, 4, 70, 45), (2, 1, 70, 45), (70, 45)],
-        *[(2, 4, 1, 45), (1, 1, 70, 1), (2, 4, 70, 1), (1, 45), (1, 1, 1, 1)],
+        *[(2, 4, 70, 45), (2, 1, 70, 45), (70, 45), (1, 4, 1, 45), (2, 1, 70, 1), (1, 1, 1, 1)],
     ],
     ids=str,
 )
@@ -244,7 +242,7 @@ def check_arguments(heads, N, M, features, bias, seed, **options):
     assert_like_reference(qkv, cotangent, bias, **options)
 
 
-@settings(max_examples=8, **unhurried)
+@settings(max_examples=6, **unhurried)
 @any_arguments
 def test_any_arguments(**arguments):
     check_arguments(**arguments)

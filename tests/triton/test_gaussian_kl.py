@@ -58,7 +58,7 @@ def test_any_shape(shape, reduction, count, layout):
     if layout == "contiguous":
         tensors = [x.contiguous() for x in tensors]
     elif layout == "permuted":
-        tensors = [x.contiguous().permute(*range(x.dim() - 1, -1, -1)) for x in tensors]
+        tensors = [x.contiguous().permute(tuple(range(x.dim()))[::-1]) for x in tensors]
     elif layout == "broadcast" and shape:
         tensors[2:] = [x.contiguous()[:1].expand_as(x) if x.numel() else x for x in tensors[2:]]
     tensors = [x.requires_grad_() for x in tensors]
