@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 import genkern
 from genkern.backend import use_backend
 
-# (B, H, Hk, N, M, d, dv): one of everything; ragged around the tiles; N < M and N > M; the SAGAN
-# block; heads that share keys; a wide head.
+# (B, H, Hk, N, M, d, dv): one of everything; a row more than a tile, so that a causal query sees
+# one key of the next; ragged around the tiles; N < M and N > M; the SAGAN block; heads that share
+# keys; a wide head. Every second one is causal.
 SHAPES = [
     (1, 1, 1, 1, 1, 1, 1),
+    (1, 2, 1, 65, 129, 8, 8),
     (2, 3, 3, 5, 7, 3, 9),
     (1, 2, 1, 49, 97, 24, 96),
     (2, 4, 2, 131, 64, 17, 33),
@@ -137,7 +139,7 @@ def test_boolean_masks_and_rows_without_keys(poisoned):
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True, "alignment": "lower_right"}], ids=str)
 def test_padding_is_never_read(options, poisoned):
-    (q, k, v), cotangent = tensors((3, 2, 2, 50, 90, 12, 20), torch.float64)
+    (q, k, v), cotangent = tensors((3, 2, 2, 100, 90, 12, 20), torch.float64)
     lengths = torch.tensor([0, 90, 41])
     clean = [x.detach().clone() for x in (k, v)]
     for x in clean:
