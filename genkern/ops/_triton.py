@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import os
+import struct
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -56,6 +57,16 @@ def has_fp64_products():
 
 def _numbers(text):
     return tuple(int(part) for part in text.split("+")[0].split(".")[:2])
+
+
+def element_type(dtype):
+    """Triton's name for a torch dtype."""
+    return getattr(importlib.import_module("triton.language"), str(dtype).removeprefix("torch."))
+
+
+def double_bits(x):
+    """A double as the integer of its bits: as a float Triton would pass it in fp32."""
+    return struct.unpack("<q", struct.pack("<d", x))[0]
 
 
 def is_interpreting():

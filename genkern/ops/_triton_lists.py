@@ -9,7 +9,6 @@ on every run, whatever the number of programs that a GPU runs at once. A table i
 every launch, so the counter is at zero then: on any stream, and at each replay of a CUDA graph.
 """
 
-import struct
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -25,13 +24,6 @@ LONGEST_RUN = 32  # tiles that one fp32 lane adds up before its sum becomes a do
 LANES = tl.constexpr(256)  # partial sums that the last program reads at a time
 REGISTERS = 168  # of a thread, at most
 COUNTERS = 2  # of a table, for as many launches that share it
-
-_ELEMENT = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 
 
 # ---- Kernels' parts -----------------------------------------------------------------------------
@@ -159,7 +151,7 @@ def cut(counts, rows):
 
 
 def _bits(x):
-    return struct.unpack("<q", struct.pack("<d", x))[0] if isinstance(x, float) else x
+    return _triton.double_bits(x) if isinstance(x, float) else x
 
 
 def constants(tensor, plan, many_sums=False):
@@ -167,7 +159,7 @@ def constants(tensor, plan, many_sums=False):
     are kept in registers at once that a thread should have fewer lanes, as with many arrays."""
     wide = tensor.dtype is torch.float64
     options = {
-        "ELEMENT": _ELEMENT[tensor.dtype],
+        "ELEMENT": _triton.element_type(tensor.dtype),
         "ARITHMETIC": tl.float64 if wide else tl.float32,
         "ALIGNMENT": plan.alignment,
         "ARRAYS": plan.arrays,

@@ -1,7 +1,6 @@
 """One call of an attention kernel's pass: what its launches share."""
 
 import torch
-import triton.language as tl
 
 from genkern.ops import _triton
 from genkern.ops._tensors import ARITHMETIC
@@ -34,7 +33,7 @@ class Call:
             "dv": dv,
             "D": _padded(d),
             "DV": _padded(dv),
-            "A": tl.float64 if ARITHMETIC[q.dtype] == torch.float64 else tl.float32,
+            "A": _triton.element_type(ARITHMETIC[q.dtype]),
             "PRECISION": "ieee",
         }
 

@@ -6,6 +6,7 @@ import struct
 import torch
 
 from genkern.ops._tensors import ARITHMETIC
+from genkern.ops._triton import double_bits as bits
 from genkern.ops.attention.arguments import UNBOUNDED
 from genkern.ops.attention.triton.tiles import Bias, Heads, Numbers, Problem
 
@@ -53,10 +54,6 @@ def problem_of(inputs, fixed, settings):
 def _bound(places, q, k):
     """No key is further away than there are rows: a clamped bound means the same."""
     return None if places >= UNBOUNDED else min(places, q.shape[2] + k.shape[2])
-
-
-def bits(x):
-    return struct.unpack("q", struct.pack("d", x))[0]
 
 
 def heads(x, fixed):

@@ -16,7 +16,6 @@ Products (layers.py: the matrix [far, near]): far vectors are sums over `near` i
 vectors sums over `far` in square ones; a long sum is split among programs.
 """
 
-import struct
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ import triton
 import triton.language as tl
 
 from genkern.ops._tensors import ARITHMETIC
-from genkern.ops._triton import device_table, launch, on_device
+from genkern.ops._triton import device_table, double_bits, launch, on_device
 from genkern.ops.spectral_norm.triton.layers import (
     FLAT,
     TILE,
@@ -368,7 +367,7 @@ def forward(items, like, order, eps):
 
 def _rows(items, plans, order, eps, sums):
     """(the table's rows, programs of an even step, of an odd one, of the write)"""
-    (eps_bits,) = struct.unpack("q", struct.pack("d", eps))
+    eps_bits = double_bits(eps)
     at, size = sums.data_ptr(), sums.element_size()
     rows, even, odd, write = [], 0, 0, 0
     for item, plan in zip(items, plans, strict=True):

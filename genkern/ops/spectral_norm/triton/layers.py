@@ -15,19 +15,12 @@ where the rows are innermost (a weight normalised along its last dimension): the
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
 from genkern.ops._tensors import ARITHMETIC
+from genkern.ops._triton import element_type
 from genkern.ops.spectral_norm.arguments import OP
-
-TL_DTYPE = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 
 FLAT = tl.constexpr(4096)  # elements that a flat loop takes at once
 TILE = tl.constexpr(64)  # rows and columns of a square tile
@@ -160,8 +153,8 @@ def launch_options(dtype, layers):
     """What all kernels are given by keyword. LAYERS takes few different values, since each is a
     compilation."""
     return {
-        "T": TL_DTYPE[dtype],
-        "ACC": TL_DTYPE[ARITHMETIC[dtype]],
+        "T": element_type(dtype),
+        "ACC": element_type(ARITHMETIC[dtype]),
         "LAYERS": max(32, triton.next_power_of_2(layers)),
         "num_warps": 8,
         "num_stages": 1,
