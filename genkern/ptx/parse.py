@@ -145,7 +145,7 @@ _SPECIAL = re.compile(
     r"|lanemask_(?:eq|le|lt|ge|gt)|clock|clock_hi|clock64|globaltimer|globaltimer_lo"
     r"|total_smem_size|dynamic_smem_size|aggr_smem_size)"
 )
-_SKIPPED = (".version", ".address_size", ".file", ".loc", ".pragma")
+_SKIPPED = re.compile(r"\.(?:version|address_size|file|loc|pragma)\b")
 
 
 class _Scope:
@@ -239,7 +239,7 @@ class _Parser:
                 self.rest_of_line()
             elif self.starts(".section"):
                 self.at = self.text.index("}", self.at) + 1
-            elif any(self.starts(word) for word in _SKIPPED):
+            elif _SKIPPED.match(self.text, self.at):
                 self.rest_of_line()
             elif header := _HEADER.match(self.text, self.at):
                 self.at = header.end()
@@ -314,7 +314,7 @@ class _Parser:
                 scope = scope.outer
                 if scope is None:
                     return
-            elif self.starts(".loc") or self.starts(".pragma") or self.starts(".file"):
+            elif _SKIPPED.match(self.text, self.at):
                 self.rest_of_line()
             elif self.starts(";"):
                 self.at += 1
