@@ -527,7 +527,7 @@ class Translator:
 def from_bits(value, type_):
     """Unsigned bits as a value of a type."""
     if type_ in _FLOATS or type_ in _PAIRS:
-        return f"bit_cast<{type_}>({value})"
+        return f"__builtin_bit_cast({type_}, {value})"
     if type_ in _HALVES:
         return f"{type_}{{{value}}}"
     return f"{type_}({value})"
@@ -536,9 +536,9 @@ def from_bits(value, type_):
 def to_bits(value, type_):
     """A value of a type as bits; a signed one extends its sign where the register is wider."""
     if type_ in _FLOATS:
-        return f"bit_cast<{_FLOATS[type_]}>({type_}({value}))"
+        return f"__builtin_bit_cast({_FLOATS[type_]}, {type_}({value}))"
     if type_ in _PAIRS:
-        return f"bit_cast<{_PAIRS[type_]}>({value})"
+        return f"__builtin_bit_cast({_PAIRS[type_]}, {value})"
     if type_ in _HALVES:
         return f"({value}).bits"
     return f"{type_}({value})"

@@ -7,6 +7,12 @@ _F32 = "(ftz=.ftz)?(sat=.sat)?(type=.f32)"
 _PAIR = "(ftz=.ftz)?.f32x2"
 
 RULES = [
+    # The usual ones first and in plain C++, since a kernel has thousands of them to compile.
+    Rule("add(.rn)?(type=.f32|.f64)", "d:{type} a:{type} b:{type}", "a + b"),
+    Rule("sub(.rn)?(type=.f32|.f64)", "d:{type} a:{type} b:{type}", "a - b"),
+    Rule("mul(.rn)?(type=.f32|.f64)", "d:{type} a:{type} b:{type}", "a * b"),
+    Rule("fma.rn.f32", "d:f32 a:f32 b:f32 c:f32", "__builtin_fmaf(a, b, c)"),
+    Rule("fma.rn.f64", "d:f64 a:f64 b:f64 c:f64", "__builtin_fma(a, b, c)"),
     Rule(f"add{_ROUND}?{_F32}", "d:f32 a:f32 b:f32", "add<{round}, {ftz}, {sat}>(a, b)"),
     Rule(f"sub{_ROUND}?{_F32}", "d:f32 a:f32 b:f32", "add<{round}, {ftz}, {sat}>(a, negated(b))"),
     Rule(f"mul{_ROUND}?{_F32}", "d:f32 a:f32 b:f32", "mul<{round}, {ftz}, {sat}>(a, b)"),
