@@ -135,9 +135,7 @@ class Module:
         """The bytes of a .global or .const variable, as a NumPy array of uint8 on its memory."""
         return self._variables[name][0]
 
-    def launch(
-        self, name, grid, block, args, shared_bytes=0, buffers=(), schedule="sequential"
-    ):
+    def launch(self, name, grid, block, args, shared_bytes=0, buffers=(), schedule="sequential"):
         """Runs a kernel to its end.
 
         name: mangled. grid, block: a number or up to three. args: a NumPy array (its address; it may

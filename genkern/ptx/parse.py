@@ -389,7 +389,9 @@ class _Parser:
         return self._used
 
     def call(self, scope, operands, statement, line):
-        match = re.fullmatch(r"(?:\(([^()]*)\)\s*,\s*)?([\w$]+)\s*(?:,\s*\(([^()]*)\)\s*)?", operands)
+        match = re.fullmatch(
+            r"(?:\(([^()]*)\)\s*,\s*)?([\w$]+)\s*(?:,\s*\(([^()]*)\)\s*)?", operands
+        )
         if not match:
             self.refuse("only direct calls are known", statement, line)
 

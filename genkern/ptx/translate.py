@@ -153,9 +153,7 @@ def _reached(program, entry):
         function = todo.pop()
         for name, instruction in _calls(function):
             if name not in program.functions:
-                raise UnsupportedPTX(
-                    f"{name} has no body here", instruction.line, instruction.text
-                )
+                raise UnsupportedPTX(f"{name} has no body here", instruction.line, instruction.text)
             callee = program.functions[name]
             if callee not in found:
                 found.append(callee)

@@ -105,12 +105,8 @@ RULES = [
     Rule("trap", "", _trap),
     Rule(f"{_ALIGNED}.sync(aligned=.aligned)?", "", _barrier),
     Rule(f"{_ALIGNED}.arrive(aligned=.aligned)?", "", _arrive),
-    Rule(
-        f"{_ALIGNED}.red(reduction=.popc)(aligned=.aligned)?.u32", "", _barrier_reduction
-    ),
-    Rule(
-        f"{_ALIGNED}.red(reduction=.and|.or)(aligned=.aligned)?.pred", "", _barrier_reduction
-    ),
+    Rule(f"{_ALIGNED}.red(reduction=.popc)(aligned=.aligned)?.u32", "", _barrier_reduction),
+    Rule(f"{_ALIGNED}.red(reduction=.and|.or)(aligned=.aligned)?.pred", "", _barrier_reduction),
     Rule("nanosleep.u32", "", _nothing),
     Rule("griddepcontrol(.launch_dependents|.wait)", "", _nothing),
     Rule("setmaxnreg(.inc|.dec).sync.aligned.u32", "", _nothing),

@@ -52,9 +52,7 @@ def _cvta(translator, instruction, words):
 
 
 RULES = [
-    Rule(
-        "mov(type=.pred|.b16|.b32|.b64|.u16|.s16|.u32|.s32|.u64|.s64|.f32|.f64)", "", _mov
-    ),
+    Rule("mov(type=.pred|.b16|.b32|.b64|.u16|.s16|.u32|.s32|.u64|.s64|.f32|.f64)", "", _mov),
     Rule(
         "cvta(direction=.to)?(space=.global|.shared|.shared::cta|.local|.const|.param).u64",
         "",
@@ -112,5 +110,7 @@ RULES = [
         "{to}x2{{convert<{to}, {round}, none, none, {relu}>(b), "
         "convert<{to}, {round}, none, none, {relu}>(a)}}",
     ),
-    Rule("cvt(round=.rna|.rn|.rz).tf32.f32", "d:b32 a:f32", "bit_cast<b32>(tf32_rounded(a, {round}))"),
+    Rule(
+        "cvt(round=.rna|.rn|.rz).tf32.f32", "d:b32 a:f32", "bit_cast<b32>(tf32_rounded(a, {round}))"
+    ),
 ]

@@ -75,7 +75,9 @@ RULES = [
     Rule("min.relu.s32", "d:s32 a:s32 b:s32", "greatest(least(a, b), 0)"),
     Rule("max.relu.s32", "d:s32 a:s32 b:s32", "greatest(greatest(a, b), 0)"),
     Rule(
-        f"sad(type={_INTEGERS})", "d:{type} a:{type} b:{type} c:{type}", "c + {type}(distance(a, b))"
+        f"sad(type={_INTEGERS})",
+        "d:{type} a:{type} b:{type} c:{type}",
+        "c + {type}(distance(a, b))",
     ),
     Rule("popc(type=.b32|.b64)", "d:u32 a:{type}", "population(a)"),
     Rule("clz(type=.b32|.b64)", "d:u32 a:{type}", "leading_zeros(a)"),
@@ -107,9 +109,7 @@ RULES = [
     Rule(f"cnot(type={_BITS})", "d:{type} a:{type}", "a == 0 ? 1 : 0"),
     Rule("lop3.b32", "d:b32 a:b32 b:b32 c:b32 e:u32", "logic3(a, b, c, e)"),
     Rule(f"shl(type={_BITS})", "d:{type} a:{type} b:u32", "shift_left(a, b)"),
-    Rule(
-        f"shr(type={_INTEGERS}|.b16|.b32|.b64)", "d:{type} a:{type} b:u32", "shift_right(a, b)"
-    ),
+    Rule(f"shr(type={_INTEGERS}|.b16|.b32|.b64)", "d:{type} a:{type} b:u32", "shift_right(a, b)"),
     Rule("shf.l.wrap.b32", "d:b32 a:b32 b:b32 c:u32", "funnel_left(a, b, c & 31)"),
     Rule("shf.r.wrap.b32", "d:b32 a:b32 b:b32 c:u32", "funnel_right(a, b, c & 31)"),
     Rule("shf.l.clamp.b32", "d:b32 a:b32 b:b32 c:u32", "funnel_left(a, b, least(c, 32u))"),

@@ -225,24 +225,14 @@ _INTEGER_ATOMICS = (
 
 RULES = [
     Rule(f"ld{_ORDER}{_SPACE}{_VECTOR}{_TYPE}", "", _load),
-    Rule(
-        f"ld(.weak)?{_SPACE}(.ca|.cg|.cs|.lu|.cv)?{_HINTS}{_VECTOR}{_TYPE}", "", _load
-    ),
-    Rule(
-        f"ld(order=.relaxed|.acquire){_SCOPE}{_SPACE}{_HINTS}{_VECTOR}{_TYPE}", "", _load
-    ),
-    Rule(
-        f"ld(space=.global)(.ca|.cg|.cs)?.nc{_HINTS}{_VECTOR}{_TYPE}", "", _load
-    ),
+    Rule(f"ld(.weak)?{_SPACE}(.ca|.cg|.cs|.lu|.cv)?{_HINTS}{_VECTOR}{_TYPE}", "", _load),
+    Rule(f"ld(order=.relaxed|.acquire){_SCOPE}{_SPACE}{_HINTS}{_VECTOR}{_TYPE}", "", _load),
+    Rule(f"ld(space=.global)(.ca|.cg|.cs)?.nc{_HINTS}{_VECTOR}{_TYPE}", "", _load),
     Rule(f"ldu(space=.global)?{_VECTOR}{_TYPE}", "", _load),
     Rule(f"ld.param{_VECTOR}{_TYPE}", "", _load_param),
     Rule(f"st{_ORDER}{_SPACE}{_VECTOR}{_TYPE}", "", _store),
-    Rule(
-        f"st(.weak)?{_SPACE}(.wb|.cg|.cs|.wt)?{_HINTS}{_VECTOR}{_TYPE}", "", _store
-    ),
-    Rule(
-        f"st(order=.relaxed|.release){_SCOPE}{_SPACE}{_HINTS}{_VECTOR}{_TYPE}", "", _store
-    ),
+    Rule(f"st(.weak)?{_SPACE}(.wb|.cg|.cs|.wt)?{_HINTS}{_VECTOR}{_TYPE}", "", _store),
+    Rule(f"st(order=.relaxed|.release){_SCOPE}{_SPACE}{_HINTS}{_VECTOR}{_TYPE}", "", _store),
     Rule(f"st.param{_VECTOR}{_TYPE}", "", _store_param),
     *(
         Rule(f"atom{semantics}{tail}", "", _atom)
@@ -274,8 +264,12 @@ RULES = [
     # Hints about caches; the address is not checked, since it need not be valid.
     Rule("prefetch(.global|.local)?(.L1|.L2)(::evict_last|::evict_normal)?", "", _nothing),
     Rule("prefetchu.L1", "", _nothing),
-    Rule("createpolicy.fractional(.L2::evict_last|.L2::evict_first|.L2::evict_normal)"
-         "(.L2::evict_unchanged|.L2::evict_first)?.b64", "",
-         lambda translator, instruction, words: translator.assign(
-             instruction.operands[0], "b64", "0")),
+    Rule(
+        "createpolicy.fractional(.L2::evict_last|.L2::evict_first|.L2::evict_normal)"
+        "(.L2::evict_unchanged|.L2::evict_first)?.b64",
+        "",
+        lambda translator, instruction, words: translator.assign(
+            instruction.operands[0], "b64", "0"
+        ),
+    ),
 ]

@@ -195,18 +195,10 @@ RULES = [
         "",
         _store_matrices,
     ),
-    Rule(
-        f"{_MMA}.m16n8k(k=8|16).row.col.f32(element=.bf16).bf16.f32", "", _multiply
-    ),
-    Rule(
-        f"{_MMA}.m16n8k(k=8|16).row.col(sums=.f32)(element=.f16).f16.f32", "", _multiply
-    ),
-    Rule(
-        f"{_MMA}.m16n8k(k=8|16).row.col(sums=.f16)(element=.f16).f16.f16", "", _multiply
-    ),
-    Rule(
-        f"{_MMA}.m16n8k(k=4|8).row.col.f32(element=.tf32).tf32.f32", "", _multiply
-    ),
+    Rule(f"{_MMA}.m16n8k(k=8|16).row.col.f32(element=.bf16).bf16.f32", "", _multiply),
+    Rule(f"{_MMA}.m16n8k(k=8|16).row.col(sums=.f32)(element=.f16).f16.f32", "", _multiply),
+    Rule(f"{_MMA}.m16n8k(k=8|16).row.col(sums=.f16)(element=.f16).f16.f16", "", _multiply),
+    Rule(f"{_MMA}.m16n8k(k=4|8).row.col.f32(element=.tf32).tf32.f32", "", _multiply),
     Rule(f"{_MMA}.m(m=8)n8k(k=4).row.col.f64.f64.f64.f64", "", _multiply_doubles),
     Rule(f"{_MMA}.m(m=16)n8k(k=4|8|16).row.col.f64.f64.f64.f64", "", _multiply_doubles),
 ]
