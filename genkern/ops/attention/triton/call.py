@@ -2,7 +2,7 @@
 
 import torch
 
-from genkern.ops import _triton
+from genkern.ops import _device, _triton
 from genkern.ops._tensors import ARITHMETIC
 from genkern.ops.attention import kernels
 from genkern.ops.attention.arguments import check_longest
@@ -117,7 +117,7 @@ class Call:
         configuration = self._configuration(name)
         configuration.pop("SPLIT", None)
         q, k = self.inputs[:2]
-        with _triton.on_device(q):
+        with _device.on_device(q):
             if tuning.is_wanted() and tuning.is_possible(q):
                 # Calls alike: of the same constants, and sizes within a factor of two.
                 sizes = [n.bit_length() for n in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2])]
