@@ -32,7 +32,6 @@ def kernels():
 @functools.cache
 def module_of(kernel):
     """The `Module` that holds the kernel of this mangled name."""
-    from genkern.ptx import Module
 
     found = _file_of_kernels().get(kernel)
     if found is None:
