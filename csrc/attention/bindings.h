@@ -114,24 +114,22 @@ inline void bind_attention_cuda(py::module_& m) {
     check(cuda::attention_backward_rows(args, facts_of(facts), launch_of(launch)),
           "attention_backward_rows_cuda");
   });
-  m.def("attention_backward_columns_cuda", [](const ProblemArgument& p, F facts, H grad_out,
-                                              H grad_k, H grad_v, R sums, L launch) {
-    const cuda::AttentionColumns args{problem(p),    facts_of(facts), heads(grad_out),
-                                      heads(grad_k), heads(grad_v),   numbers(sums)};
-    py::gil_scoped_release release;
-    check(cuda::attention_backward_columns(args, launch_of(launch)),
-          "attention_backward_columns_cuda");
-  });
-  m.def("attention_bias_gradient_cuda",
-        [](const ProblemArgument& p, F facts, H grad_out, const BiasGradientArgument& grad,
-           int64_t batches, int64_t heads_of_bias, L launch) {
-          const cuda::AttentionBiasGradient args{problem(p),          facts_of(facts),
-                                                 heads(grad_out),     bias_gradient(grad),
-                                                 batches, heads_of_bias};
+  m.def("attention_backward_columns_cuda",
+        [](const ProblemArgument& p, F facts, H grad_out, H grad_k, H grad_v, R sums, L launch) {
+          const cuda::AttentionColumns args{problem(p),    facts_of(facts), heads(grad_out),
+                                            heads(grad_k), heads(grad_v),   numbers(sums)};
           py::gil_scoped_release release;
-          check(cuda::attention_bias_gradient(args, launch_of(launch)),
-                "attention_bias_gradient_cuda");
+          check(cuda::attention_backward_columns(args, launch_of(launch)),
+                "attention_backward_columns_cuda");
         });
+  m.def("attention_bias_gradient_cuda", [](const ProblemArgument& p, F facts, H grad_out,
+                                           const BiasGradientArgument& grad, int64_t batches,
+                                           int64_t heads_of_bias, L launch) {
+    const cuda::AttentionBiasGradient args{problem(p),          facts_of(facts), heads(grad_out),
+                                           bias_gradient(grad), batches,         heads_of_bias};
+    py::gil_scoped_release release;
+    check(cuda::attention_bias_gradient(args, launch_of(launch)), "attention_bias_gradient_cuda");
+  });
 }
 #endif
 

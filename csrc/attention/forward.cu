@@ -3,8 +3,8 @@
 // Layout: a block takes 16·row_blocks queries of one head for every warp. Its queries lie in shared
 // memory (those of narrow heads in registers), tiles of keys and values come through two stages of
 // it: while one is multiplied, the next arrives.
-// Plan, for every tile: S = q·kᵀ; the online softmax (Milakov & Gimelshein 2018) in registers: when a
-// tile brings a larger logit, what was summed so far is scaled down to it; sums += P·v. Tiles in
+// Plan, for every tile: S = q·kᵀ; the online softmax (Milakov & Gimelshein 2018) in registers: when
+// a tile brings a larger logit, what was summed so far is scaled down to it; sums += P·v. Tiles in
 // which nothing is hidden, of a call without biases, softcap and dropout, have a loop of their own.
 // One barrier a tile. Nothing is written but the results.
 #include "logits.cuh"
@@ -23,9 +23,9 @@ struct ForwardSizes {
   static constexpr int queries = warps * row_blocks * 16;
   static constexpr int keys = is_fp32 ? (D > 64 ? 16 : 32) : (is_wide || row_blocks == 2 ? 32 : 64);
   static constexpr bool keeps_queries = on_tensor_cores<T> && D <= 64;
-  static constexpr int shared_bytes =
-      SharedRows<T, queries, D>::bytes + SharedRows<T, 2 * keys, D>::bytes +
-      SharedRows<T, 2 * keys, DV>::bytes;
+  static constexpr int shared_bytes = SharedRows<T, queries, D>::bytes +
+                                      SharedRows<T, 2 * keys, D>::bytes +
+                                      SharedRows<T, 2 * keys, DV>::bytes;
 };
 
 template <class T, int D, int DV>
@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads)
   constexpr int row_blocks = Sizes::row_blocks, threads = Sizes::threads, keys = Sizes::keys;
   const BlockOfQueries block = block_of_queries(problem, blocks, Sizes::queries);
   const Place& place = block.place;
-  const int i0 = block.first, first_row = warp() * row_blocks * 16;
-  if (i0 >= place.queries) return;
+  const int first_row = warp() * row_blocks * 16, i0 = block.first + first_row;
+  if (block.first >= place.queries) return;
 
   SharedMemory memory;
   const auto q_tile = memory.rows_of<T, Sizes::queries, D>();
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads)
     commit_copies();
   };
 
-  const Span span = key_span(problem, place, i0, Sizes::queries, keys);
-  copy_rows<threads>(q_tile, rows_of_queries<T>(problem.q, place, problem.d).from(i0));
+  const Span span = key_span(problem, place, block.first, Sizes::queries, keys);
+  copy_rows<threads>(q_tile, rows_of_queries<T>(problem.q, place, problem.d).from(block.first));
   fetch(std::false_type(), span.first, 0);
   wait_for_copies<0>();
   __syncthreads();
@@ -77,13 +77,16 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads)
     Sums<row_blocks, keys / 8> p;
     p.clear();
     add_pairing(p, q, k_tiles.template part<keys>(stage));
-    const Corner<Rows::queries> corner{i0 + first_row, j0};
+    const Corner<Rows::queries> corner{i0, j0};
     if (!quick)
       finish_logits<T>(problem, place, corner, j0 < span.full_first || j0 >= span.full_end, p);
     float shift[2 * row_blocks], shrink[2 * row_blocks];
 #pragma unroll
     for (int r = 0; r < 2 * row_blocks; ++r) shift[r] = highest[r];
-    each(p, [&](float x, int r, int) { shift[r] = fmaxf(shift[r], x); });
+    each(p, [&](float x, int m, int, int e) {
+      const int r = row_number(m, e);
+      shift[r] = fmaxf(shift[r], x);
+    });
 #pragma unroll
     for (int r = 0; r < 2 * row_blocks; ++r) {
       const float before = highest[r];
@@ -93,43 +96,37 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads)
       shrink[r] = exp2_approximate(fmaf(before, problem.exponent, -shift[r]));
       total[r] *= shrink[r];
     }
-    each(p, [&](float& x, int r, int) {
+    each(p, [&](float& x, int m, int, int e) {
+      const int r = row_number(m, e);
       x = exp2_approximate(fmaf(x, problem.exponent, -shift[r]));
       total[r] += x;
     });
     if (!quick && problem.seed)
-      each_dropout<row_blocks, keys / 8>(problem, place, corner, [&](int m, int n, int e, float z) {
-        p.x[m][n][e] *= z;
-      });
-#pragma unroll
-    for (int m = 0; m < row_blocks; ++m)
-#pragma unroll
-      for (int n = 0; n < DV / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums.x[m][n][e] *= shrink[2 * m + e / 2];
+      each_dropout<row_blocks, keys / 8>(problem, place, corner,
+                                         [&](int m, int n, int e, float z) { p.x[m][n][e] *= z; });
+    each(sums, [&](float& x, int m, int, int e) { x *= shrink[row_number(m, e)]; });
     add_product(sums, p, v_tiles.template part<keys>(stage));
     stage ^= 1;
   };
   each_tile<T>(problem, span, keys, k_rows.in_vectors && v_rows.in_vectors, step);
 
-  float factors[2 * row_blocks];
-  float* shifts = query_numbers(rows.shift, place) + i0 + first_row;
-  float* totals = query_numbers(rows.sum, place) + i0 + first_row;
+  float inverse[2 * row_blocks];
 #pragma unroll
   for (int r = 0; r < 2 * row_blocks; ++r) {
     const float sum = row_sum(total[r]);
     const bool is_empty = highest[r] == -infinity();
-    factors[r] = sum > 0 ? 1 / sum : 0;
-    const int i = row_of_lane(r);
-    if (lane() % 4 != 0 || i0 + first_row + i >= place.queries) continue;
-    shifts[i] = is_empty ? 0 : highest[r];
-    totals[i] = sum;
+    inverse[r] = sum > 0 ? 1 / sum : 0;
+    const int i = i0 + row_of_lane(r);
+    if (lane() % 4 != 0 || i >= place.queries) continue;
+    query_numbers(rows.shift, place)[i] = is_empty ? 0 : highest[r];
+    query_numbers(rows.sum, place)[i] = sum;
     if (lse.data)
-      query_numbers(lse, place)[i0 + first_row + i] =
+      query_numbers(lse, place)[i] =
           is_empty ? -infinity() : (highest[r] * problem.exponent + log2f(sum)) * ln_2;
   }
-  store_rows(query_rows<T>(out, place) + (i0 + first_row) * out.row, out.row,
-             place.queries - i0 - first_row, problem.dv, sums, factors);
+  each(sums, [&](float& x, int m, int, int e) { x *= inverse[row_number(m, e)]; });
+  store_rows(query_rows<T>(out, place) + i0 * out.row, out.row, place.queries - i0, problem.dv,
+             sums);
 }
 
 }  // namespace attention

@@ -19,15 +19,23 @@ enum class Rows { queries, keys };  // what a tile's rows are
 
 // The first row and column of a warp's tile.
 template <Rows rows>
-struct Corner {
-  int row, column;
+class Corner {
+ public:
+  __device__ Corner(int row, int column) : row_(row), column_(column) {}
 
-  __device__ int query(int r, int c) const {
-    return rows == Rows::queries ? row + row_of_lane(r) : column + c;
+  // Of element x[m][n][e] of the lane.
+  __device__ int query(int m, int n, int e) const {
+    return rows == Rows::queries ? in_row(m, e) : in_column(n, e);
   }
-  __device__ int key(int r, int c) const {
-    return rows == Rows::queries ? column + c : row + row_of_lane(r);
+  __device__ int key(int m, int n, int e) const {
+    return rows == Rows::queries ? in_column(n, e) : in_row(m, e);
   }
+
+ private:
+  __device__ int in_row(int m, int e) const { return row_ + row_of_lane(row_number(m, e)); }
+  __device__ int in_column(int n, int e) const { return column_ + column_of_lane(n, e); }
+
+  int row_, column_;
 };
 
 // ---- Logits -------------------------------------------------------------------------------------
@@ -49,8 +57,8 @@ __device__ inline float tanh_of(float x) {
 template <class T>
 __device__ inline float bias_at(const Problem& problem, const Place& place, int query, int key) {
   const Bias& bias = problem.bias;
-  const int64_t at = place.batch * bias.batch + place.head * bias.head + query * bias.row +
-                     key * bias.key;
+  const int64_t at =
+      place.batch * bias.batch + place.head * bias.head + query * bias.row + key * bias.key;
   if (bias.type == BiasType::boolean)
     return static_cast<const uint8_t*>(bias.data)[at] ? 0 : -infinity();
   if (bias.type == BiasType::arithmetic) return static_cast<const float*>(bias.data)[at];
@@ -64,46 +72,76 @@ __device__ inline void finish_logits(const Problem& problem, const Place& place,
                                      const Corner<rows>& corner, bool at_edge,
                                      Sums<row_blocks, column_blocks>& s,
                                      Sums<row_blocks, column_blocks>* of_tanh = nullptr) {
-  if (problem.sign != 1)
-    each(s, [&](float& x, int, int) { x *= problem.sign; });
+  if (problem.sign != 1) each(s, [&](float& x, int, int, int) { x *= problem.sign; });
   if (problem.softcap != 0) {
-#pragma unroll
-    for (int m = 0; m < row_blocks; ++m)
-#pragma unroll
-      for (int n = 0; n < column_blocks; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float t = tanh_of(s.x[m][n][e] * problem.magnitude_by_softcap);
-          if (of_tanh) of_tanh->x[m][n][e] = t;
-          s.x[m][n][e] = t * problem.softcap;
-        }
+    each(s, [&](float& x, int m, int n, int e) {
+      const float t = tanh_of(x * problem.magnitude_by_softcap);
+      if (of_tanh) of_tanh->x[m][n][e] = t;
+      x = t * problem.softcap;
+    });
   } else if (!problem.is_plain) {
-    each(s, [&](float& x, int, int) { x *= problem.magnitude; });
+    each(s, [&](float& x, int, int, int) { x *= problem.magnitude; });
   }
   if (problem.bias.data)
-    each(s, [&](float& x, int r, int c) {
-      const int query = corner.query(r, c), key = corner.key(r, c);
-      if (query < place.queries && key < place.keys)
-        x += bias_at<T>(problem, place, query, key);
+    each(s, [&](float& x, int m, int n, int e) {
+      const int query = corner.query(m, n, e), key = corner.key(m, n, e);
+      if (query < place.queries && key < place.keys) x += bias_at<T>(problem, place, query, key);
     });
   if (problem.key_bias.data) {
     const float* numbers = key_numbers(problem.key_bias, place);
-    each(s, [&](float& x, int r, int c) {
-      const int key = corner.key(r, c);
+    each(s, [&](float& x, int m, int n, int e) {
+      const int key = corner.key(m, n, e);
       if (key < place.keys) x += numbers[key];
     });
   }
   if (at_edge)
-    each(s, [&](float& x, int r, int c) {
-      const Interval seen = keys_of(problem, place, corner.query(r, c));
-      const int key = corner.key(r, c);
+    each(s, [&](float& x, int m, int n, int e) {
+      const Interval seen = keys_of(problem, place, corner.query(m, n, e));
+      const int key = corner.key(m, n, e);
       if (key < seen.first || key >= seen.end) x = -infinity();
     });
 }
 
+// ---- Probabilities ------------------------------------------------------------------------------
+
+// shift: as it is taken off exp2's argument.
+__device__ inline float probability(const Problem& problem, float logit, float shift,
+                                    float inverse) {
+  return exp2_approximate(fmaf(logit, problem.exponent, -shift)) * inverse;
+}
+
+// What the forward kept of a lane's rows of queries.
+template <int row_blocks>
+struct Softmax {
+  float shift[2 * row_blocks], inverse[2 * row_blocks];
+
+  // i0: the warp's first row. Beyond the last row P is 0, and where nothing is seen: with any other
+  // shift than this a large bias would make it inf·0.
+  __device__ Softmax(const Problem& problem, const SoftmaxRows& rows, const Place& place, int i0) {
+#pragma unroll
+    for (int r = 0; r < 2 * row_blocks; ++r) {
+      const int i = i0 + row_of_lane(r);
+      const float sum = i < place.queries ? query_numbers(rows.sum, place)[i] : 0;
+      shift[r] = sum > 0 ? query_numbers(rows.shift, place)[i] * problem.exponent : infinity();
+      inverse[r] = sum > 0 ? 1 / sum : 0;
+    }
+  }
+
+  // Logits become P.
+  template <int column_blocks>
+  __device__ void apply(const Problem& problem, Sums<row_blocks, column_blocks>& s) const {
+    each(s, [&](float& x, int m, int, int e) {
+      const int r = row_number(m, e);
+      x = probability(problem, x, shift[r], inverse[r]);
+    });
+  }
+};
+
+// ---- Tile after tile ----------------------------------------------------------------------------
+
 // step(is_quick, first row of the tile) for every tile of a span. In those that are quick (only for
-// tensor cores, where it counts) nothing is hidden, products are the logits, and tiles are copied in
-// vectors.
+// tensor cores, where it counts) nothing is hidden, products are the logits, and tiles are copied
+// in vectors.
 template <class T, class Step>
 __device__ inline void each_tile(const Problem& problem, const Span& span, int rows,
                                  bool in_vectors, const Step& step) {
@@ -148,35 +186,31 @@ struct PhiloxWords {
   }
 };
 
-// apply(m, n, e, Z) for a lane's elements x[m][n][e] of a tile, Z being 0 where a key is dropped and
-// 1/(1 - p) where it is kept.
+// apply(m, n, e, Z) for a lane's elements x[m][n][e] of a tile, Z being 0 where a key is dropped
+// and 1/(1 - p) where it is kept.
 template <int row_blocks, int column_blocks, Rows rows, class Apply>
 __device__ inline void each_dropout(const Problem& problem, const Place& place,
                                     const Corner<rows>& corner, const Apply& apply) {
   const uint64_t seed = uint64_t(*problem.seed);
   const uint32_t head = uint32_t(place.batch * problem.H + place.head);
+  const auto factor = [&](const PhiloxWords& words, int key) {
+    return words.word(key % 4) >= problem.dropped_below ? problem.kept : 0.f;
+  };
 #pragma unroll
-  for (int r = 0; r < 2 * row_blocks; ++r)
+  for (int m = 0; m < row_blocks; ++m)
 #pragma unroll
-    for (int n = 0; n < column_blocks; ++n) {
-      const int c = 8 * n + lane() % 4 * 2;
-      float z[2];
-      const auto factor = [&](const PhiloxWords& words, int key) {
-        return words.word(key % 4) >= problem.dropped_below ? problem.kept : 0.f;
-      };
-      if (rows == Rows::queries) {
-        const uint32_t key = corner.key(r, c);
-        const PhiloxWords words(seed, corner.query(r, c), key / 4, head);
-        z[0] = factor(words, key);
-        z[1] = factor(words, key + 1);
-      } else {
-        const uint32_t key = corner.key(r, c);
-        z[0] = factor(PhiloxWords(seed, corner.query(r, c), key / 4, head), key);
-        z[1] = factor(PhiloxWords(seed, corner.query(r, c + 1), key / 4, head), key);
+    for (int n = 0; n < column_blocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const int key = corner.key(m, n, e);
+        const PhiloxWords words(seed, corner.query(m, n, e), key / 4, head);
+        apply(m, n, e, factor(words, key));
+        if (rows == Rows::queries)  // the next key is of the same four
+          apply(m, n, e + 1, factor(words, key + 1));
+        else
+          apply(m, n, e + 1,
+                factor(PhiloxWords(seed, corner.query(m, n, e + 1), key / 4, head), key));
       }
-      apply(r / 2, n, r % 2 * 2, z[0]);
-      apply(r / 2, n, r % 2 * 2 + 1, z[1]);
-    }
 }
 
 }  // namespace attention

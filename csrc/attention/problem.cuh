@@ -96,8 +96,8 @@ __device__ inline int64_t clamped(int64_t x, int64_t upper) {
 }
 
 __device__ inline Place place_of(const Problem& problem, int batch, int head) {
-  Place place{batch, 0, 0, head, head / (problem.H / problem.Hk), problem.N, problem.M,
-              problem.M, 0};
+  Place place{batch,     0,         0,         head, head / (problem.H / problem.Hk),
+              problem.N, problem.M, problem.M, 0};
   if (problem.q_starts) {
     // Kept inside of the tensors: on a GPU nobody has looked at the values. N and M are all rows.
     place.first_query = clamped(problem.q_starts[batch], problem.N);

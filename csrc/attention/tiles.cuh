@@ -7,9 +7,9 @@
 //
 // A tile of sums is spread over a warp's registers (`Sums`) as mma.sync has it, for fp32 too: of a
 // block of 16 rows × 8 columns lane l has columns 2(l % 4) and the next, of row l / 4 and of row
-// l / 4 + 8. So four neighbouring lanes share a row, and what is done to single elements (logits.cuh)
-// is written once for all types. Of a wide fp32 tile (`features`) a lane's columns lie otherwise,
-// four in a row.
+// l / 4 + 8. So four neighbouring lanes share a row, and what is done to single elements
+// (logits.cuh) is written once for all types. Of a wide fp32 tile (`features`) a lane's columns lie
+// otherwise, four in a row.
 //
 //   add_pairing   sums [rows][columns] += left [rows][D] · right [columns][D]ᵀ
 //   add_product   sums [rows][features] += tile [rows][columns] · right [columns][features]
@@ -85,6 +85,9 @@ struct GlobalRows {
   __device__ GlobalRows from(int row) const {
     return {data + row * stride, stride, count - row, features, in_vectors};
   }
+  __device__ GlobalRows columns_from(int column) const {
+    return {data + column, stride, count, features - column, in_vectors};
+  }
 };
 
 template <class T>
@@ -153,23 +156,23 @@ struct Sums {
   }
 };
 
-// body(element, row number among the lane's (2m or 2m + 1), column among the warp's) for a lane's
-// elements, of one row after another.
+// body(x[m][n][e], m, n, e) for all of a lane's elements.
 template <int row_blocks, int column_blocks, class Body>
 __device__ inline void each(Sums<row_blocks, column_blocks>& sums, const Body& body) {
 #pragma unroll
   for (int m = 0; m < row_blocks; ++m)
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int n = 0; n < column_blocks; ++n)
 #pragma unroll
-      for (int n = 0; n < column_blocks; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          body(sums.x[m][n][2 * half + e], 2 * m + half, 8 * n + lane() % 4 * 2 + e);
+      for (int e = 0; e < 4; ++e) body(sums.x[m][n][e], m, n, e);
 }
 
-// Which of a warp's rows is row number r of a lane's, 2·row_blocks in all.
+// A lane has 2·row_blocks rows; an element's is number row_number(m, e) of them.
+__device__ constexpr int row_number(int m, int e) { return 2 * m + e / 2; }
+
+// Where among a warp's rows row number r is, and among a tile's columns an element.
 __device__ inline int row_of_lane(int r) { return r / 2 * 16 + r % 2 * 8 + lane() / 4; }
+__device__ inline int column_of_lane(int n, int e) { return 8 * n + lane() % 4 * 2 + e % 2; }
 
 // The sum, or the largest, of what the four lanes of a row have.
 __device__ inline float row_sum(float x) {
@@ -401,12 +404,11 @@ __device__ inline void store_pair<float>(float* to, float first, float second) {
   reinterpret_cast<float2&>(*to) = make_float2(first, second);
 }
 
-// Row number r of a lane's (see row_of_lane) times factors[r], rounded, to `to` + row·stride, for
-// rows below `count` and features below `features`.
+// A warp's rows, rounded, to `to` + row·stride, of rows below `count` and features below
+// `features`.
 template <class T, int row_blocks, int features_over_8>
 __device__ inline void store_rows(T* to, int64_t stride, int count, int features,
-                                  const Sums<row_blocks, features_over_8>& sums,
-                                  const float (&factors)[2 * row_blocks]) {
+                                  const Sums<row_blocks, features_over_8>& sums) {
   const bool in_pairs =
       (reinterpret_cast<uintptr_t>(to) | uintptr_t(stride) * sizeof(T)) % (2 * sizeof(T)) == 0;
 #pragma unroll
@@ -417,13 +419,12 @@ __device__ inline void store_rows(T* to, int64_t stride, int count, int features
 #pragma unroll
     for (int n = 0; n < features_over_8; ++n) {
       const float* pair = sums.x[r / 2][n] + r % 2 * 2;
-      const float first = pair[0] * factors[r], second = pair[1] * factors[r];
       const int column = feature_of_lane<T>(n);
       if (in_pairs && column + 1 < features) {
-        store_pair(row + column, first, second);
+        store_pair(row + column, pair[0], pair[1]);
       } else {
-        if (column < features) row[column] = T(first);
-        if (column + 1 < features) row[column + 1] = T(second);
+        if (column < features) row[column] = T(pair[0]);
+        if (column + 1 < features) row[column + 1] = T(pair[1]);
       }
     }
   }
