@@ -98,8 +98,10 @@ __device__ void load_parts(const GaussianKl& problem, const Spot& spot, Parts<Ac
 
 // ---- Kernels ------------------------------------------------------------------------------------
 
+// Two blocks at once are enough here, and ptxas would rather spill for the sake of more.
+
 template <class T>
-__global__ void __launch_bounds__(list_threads)
+__global__ void __launch_bounds__(list_threads, 2)
     gaussian_kl_forward_kernel(GaussianKl problem, List<WholeArray> list, Rows terms, double factor,
                                Acc<T>* sum) {
   using A = Acc<T>;
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(list_threads)
 
 // `upstream`: one number, or null where each element has its own.
 template <class T>
-__global__ void __launch_bounds__(list_threads)
+__global__ void __launch_bounds__(list_threads, 2)
     gaussian_kl_backward_kernel(GaussianKl problem, int64_t run, GaussianKlGradients gradients,
                                 const Acc<T>* upstream, Rows each_upstream, double factor) {
   using A = Acc<T>;
