@@ -13,6 +13,7 @@ Environment:
   CUDA_HOME            where to look for nvcc before PATH
 """
 
+import gzip
 import importlib.util
 import json
 import os
@@ -44,6 +45,8 @@ CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-err
 # GCC 12 warns about its own intrinsics headers.
 CXX_FLAGS += ["-Wall", "-Wno-maybe-uninitialized"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "--cudart=static"]
+# The PTX that is shipped, for genkern/ptx to execute: of the oldest architecture with everything.
+PTX_ARCH = "80"
 ALL_CUDA_ARCHS = ["75", "80", "86", "89", "90", "100", "120"]
 # PyPI's nvcc with its parts, for GENKERN_CUDA=1 on a machine that has none.
 PYPI_NVCC = [
@@ -250,13 +253,27 @@ def write_ninja(plan, folder, target):
                 deps="gcc",
                 description="CUDA $out",
             )
+            n.rule(
+                "ptx",
+                f"{plan.nvcc} -ccbin {plan.cxx[-1]} {' '.join(CUDA_FLAGS)} "
+                f"-arch=compute_{PTX_ARCH} {' '.join(include + have)} "
+                f"-MD -MF $out.d -ptx $in -o $out",
+                depfile="$out.d",
+                deps="gcc",
+                description="PTX $out",
+            )
             for source in sorted(CSRC.glob("*/*.cu")):
                 out = f"{source.parent.name}/{source.stem}.cu.o"
                 n.build(out, "cuda", str(source))
                 objects.append(out)
-            # nvcc links, because it knows where its own runtime library is.
+                n.build(f"ptx/{source.parent.name}.{source.stem}.ptx", "ptx", str(source))
+            # nvcc links, because it knows where its own runtime library is. What registers kernels
+            # goes through csrc/common/launch.cpp, which keeps their names.
             openmp = "-Xcompiler=-fopenmp" if plan.openmp else ""
-            link = f"{plan.nvcc} -ccbin {plan.cxx[-1]} --cudart=static -shared {openmp} $in -o $out"
+            link = (
+                f"{plan.nvcc} -ccbin {plan.cxx[-1]} --cudart=static -shared {openmp} "
+                f"-Xlinker --wrap=__cudaRegisterFunction $in -o $out"
+            )
         else:
             shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
             link = f"{shlex.join(plan.cxx)} {shared} {' '.join(plan.openmp)} $in -o $out"
@@ -272,7 +289,8 @@ class BuildKernels(build_ext):
 
         folder = ROOT / "build" / f"kernels-{sysconfig.get_platform()}-{sys.version_info[1]}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_ninja(Plan(), folder, "_C.so")
+        plan = Plan()
+        write_ninja(plan, folder, "_C.so")
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder)]
         if self.verbose > 1:
             command.append("-v")
@@ -283,6 +301,21 @@ class BuildKernels(build_ext):
         # Beside, then renamed: a process that has the old module mapped keeps it.
         shutil.copy2(folder / "_C.so", built.with_suffix(".part"))
         os.replace(built.with_suffix(".part"), built)
+        # What setuptools copies of an editable installation is only the module.
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        package = ROOT / "genkern" if in_place else built.parent
+        ship_ptx(plan, folder / "ptx", package / "ptx" / "shipped")
+
+
+def ship_ptx(plan, made, shipped):
+    """The kernels' PTX, compressed, into the package; none where CUDA was not built."""
+    if shipped.exists():
+        shutil.rmtree(shipped)
+    for source in sorted(CSRC.glob("*/*.cu")) if plan.nvcc else []:
+        name = f"{source.parent.name}.{source.stem}.ptx"
+        shipped.mkdir(parents=True, exist_ok=True)
+        packed = gzip.compress((made / name).read_bytes(), mtime=0)
+        (shipped / f"{name}.gz").write_bytes(packed)
 
 
 setup(

@@ -37,7 +37,8 @@ TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma")
 class Assembly(NamedTuple):
     """text: PTX or AMD GCN. registers: of a thread. spills: bytes of memory of its own that a
     thread needs beside them (AMD's scalars that lie in lanes of vector registers need none).
-    shared_bytes: of a block."""
+    shared_bytes: of a block. threads: of a block. arguments: (type, value) of each parameter, in
+    Triton's names of types; Triton's own scratch pointers come after them."""
 
     kernel: str
     target: str
@@ -45,6 +46,8 @@ class Assembly(NamedTuple):
     registers: int
     spills: int
     shared_bytes: int
+    threads: int
+    arguments: list
 
     def instructions(self, name):
         """How many instructions have this in their name."""
@@ -63,14 +66,33 @@ def compiled(launch, target):
     driver.set_active(_Driver(target))
     result = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
     name, shared = launch.kernel.__name__, result.metadata.shared
+    threads = result.metadata.num_warps * result.metadata.warp_size
+    call = threads, _arguments(launch, result.src.signature)
     if target.startswith("gfx"):
         text = result.asm["amdgcn"]
         spills = _number(r"\.private_segment_fixed_size:\s+(\d+)", text)
         registers = _number(r"\.vgpr_count:\s+(\d+)", text)
-        return Assembly(name, target, text, registers, spills, shared)
+        return Assembly(name, target, text, registers, spills, shared, *call)
     usage = _resource_usage(result.asm["cubin"])
     registers, spills = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
-    return Assembly(name, target, result.asm["ptx"], registers, spills, shared)
+    return Assembly(name, target, result.asm["ptx"], registers, spills, shared, *call)
+
+
+def _arguments(launch, signature):
+    """(type, value) of what is passed at run time: no constants, tuples flattened."""
+    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False)) | launch.options
+    found = []
+
+    def add(kind, value):
+        if isinstance(kind, tuple):
+            for each, part in zip(kind, value, strict=True):
+                add(each, part)
+        elif kind != "constexpr":
+            found.append((kind, value))
+
+    for name, kind in signature.items():
+        add(kind, values.get(name))
+    return found
 
 
 def report(cases, targets):
@@ -83,7 +105,7 @@ def report(cases, targets):
                 call()
             for launch in launches:
                 found = compiled(launch, target)
-                row = {k: v for k, v in found._asdict().items() if k != "text"}
+                row = {k: v for k, v in found._asdict().items() if k not in ("text", "arguments")}
                 row["options"] = {k: v for k, v in launch.options.items() if k.startswith("num_")}
                 row["instructions"] = {name: found.instructions(name) for name in TENSOR_CORES}
                 print(json.dumps({"case": name, **row}), flush=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from genkern._native import native
-from genkern.ops import _triton
+from genkern.ops import _cuda, _triton
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -132,8 +132,7 @@ def _forced(op, wanted, tensor, kernels, what):
     if wanted == "reference":
         return "reference", "asked for"
     device = "cpu" if wanted == "cpu" else "cuda"
-    on_cpu = wanted == "triton" and (_triton.is_interpreting() or _triton.is_recording())
-    if tensor.device.type != device and not on_cpu:
+    if tensor.device.type != device and not _takes_cpu_tensors(wanted):
         hint = ", or TRITON_INTERPRET=1 in the environment" if wanted == "triton" else ""
         raise ValueError(
             f"{op}: backend {wanted!r} needs tensors on a {device} device{hint}, and these are on "
@@ -141,13 +140,21 @@ def _forced(op, wanted, tensor, kernels, what):
         )
     if wanted != "cpu" and (problem := _problem(wanted)):
         raise RuntimeError(f"{op}: backend {wanted!r} was asked for: {problem}")
-    lacks_bf16 = on_cpu and not _triton.is_recording() and tensor.dtype == torch.bfloat16
+    interpreted = wanted == "triton" and tensor.is_cpu and not _triton.is_taken()
+    lacks_bf16 = interpreted and tensor.dtype == torch.bfloat16
     if wanted in kernels and tensor.dtype in KERNEL_DTYPES and not lacks_bf16:
         return wanted, "asked for"
     backend, reason = _default(tensor, kernels, what)
     if lacks_bf16:
         return backend, f"Triton's interpreter computes {tensor.dtype} wrongly; {reason}"
     return backend, f"{wanted!r} was asked for and has no {op} for {what}; {reason}"
+
+
+def _takes_cpu_tensors(backend):
+    """Whether a GPU backend's launches go elsewhere than to a GPU now."""
+    if backend == "triton":
+        return _triton.is_interpreting() or _triton.is_taken()
+    return backend == "cuda" and _cuda.is_taken()
 
 
 def has_cuda():

@@ -1,4 +1,4 @@
-"""What the ops share of Triton: whether it can be used, tables of pointers, launches.
+"""What the ops share of Triton: whether it can be used, and launches.
 
 Nothing here imports Triton before it is wanted: `import genkern` needs none, and a Triton that
 cannot be imported is a sentence (`problem`), not an error. Kernels live in the ops' own triton
@@ -87,30 +87,39 @@ class Launch(NamedTuple):
     options: dict
 
 
-_recorded = None  # (a list of launches, the target that they are meant for) while `recording`
+_taken = None  # (the function that takes launches, the target that they are for) while `taking`
+
+
+@contextlib.contextmanager
+def taking(function, target):
+    """function(Launch) is called in the place of every launch, as if the tensors, which may be on
+    the CPU, were on a GPU of this kind: "sm_90", "gfx942", …"""
+    global _taken
+    before, _taken = _taken, (function, target)
+    try:
+        yield
+    finally:
+        _taken = before
 
 
 @contextlib.contextmanager
 def recording(target):
-    """Collects the launches inside the `with` instead of launching, as if the tensors, which may be
-    on the CPU, were on a GPU of this kind: "sm_90", "gfx942", … Their results are garbage."""
-    global _recorded
-    before, _recorded = _recorded, ([], target)
-    try:
-        yield _recorded[0]
-    finally:
-        _recorded = before
+    """Collects the launches inside the `with` instead of launching. Their results are garbage."""
+    launches = []
+    with taking(launches.append, target):
+        yield launches
 
 
-def is_recording():
-    return _recorded is not None
+def is_taken():
+    """Whether launches go elsewhere than to a driver, so that tensors may be on the CPU."""
+    return _taken is not None
 
 
 def launch(kernel, grid, *args, **options):
     """kernel[grid](*args, **options), with the options that every kernel gets."""
     options = {**_OPTIONS, **options}
-    if _recorded is not None:
-        _recorded[0].append(Launch(kernel, grid, args, options))
+    if _taken is not None:
+        _taken[0](Launch(kernel, grid, args, options))
     else:
         kernel[grid](*args, **options)
 
@@ -118,8 +127,8 @@ def launch(kernel, grid, *args, **options):
 def target(tensor):
     """The kind of GPU that a kernel on this tensor is configured for: "sm_80", "gfx942", …; in the
     interpreter "interpreter"."""
-    if _recorded is not None:
-        return _recorded[1]
+    if _taken is not None:
+        return _taken[1]
     if not tensor.is_cuda:
         return "interpreter"
     return _target_of(tensor.device.index or 0)
@@ -131,25 +140,3 @@ def _target_of(index):
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
-
-
-def on_device(tensor):
-    """A `with` in which launches go to the tensor's device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-# ---- Tables -------------------------------------------------------------------------------------
-
-# A captured CUDA graph reads its tables again at every replay.
-_tables_of_graphs = []
-
-
-def device_table(rows, device):
-    """The int64 numbers (addresses, sizes, …) as a tensor on the device; without waiting for it."""
-    table = torch.tensor(rows, dtype=torch.int64)
-    if device.type != "cuda":
-        return table
-    table = table.pin_memory()
-    if torch.cuda.is_current_stream_capturing():
-        _tables_of_graphs.append(table)
-    return table.to(device, non_blocking=True)

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from genkern.ops import _triton
+from genkern.ops import _device, _triton
 
 TILE = 1024
 PROGRAMS_AIM = 2048  # with fewer a big GPU is not full; with many more the last one adds long
@@ -137,7 +137,7 @@ def lists(numbers, counts, addresses, columns, device, rows=None, steps=()):
         entries += map(_bits, column)
     moves = (*steps, *(address for column in addresses for address in column))
     alignment = 1 if any(move % 16 for move in moves) else 16
-    table = _triton.device_table(entries, device)
+    table = _device.device_table(entries, device)
     return Lists(table, max(1, firsts[-1]), run, len(counts), alignment)
 
 

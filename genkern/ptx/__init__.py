@@ -7,6 +7,9 @@ Every thread of a block runs as a fiber, in an order that is sequential, reverse
 seed. Each access is checked: inside a buffer that the launch names, writable where it writes,
 aligned, initialised (shared memory), and in no race with another thread's. An instruction that the
 executor doesn't know is refused before anything runs.
+
+    with ptx.executing(), genkern.use_backend("cuda"):
+        out = genkern.attention(q, k, v)        # the whole op, on CPU tensors
 """
 
 from genkern.ptx.build import CompilerMissing
@@ -24,6 +27,7 @@ from genkern.ptx.errors import (
     UnsupportedPTX,
 )
 from genkern.ptx.execute import Buffer, Kernel, Module, Result
+from genkern.ptx.executing import Launched, executing, recording
 
 __all__ = [
     "AbsentLane",
@@ -33,6 +37,7 @@ __all__ = [
     "Divergence",
     "ExecutionError",
     "Kernel",
+    "Launched",
     "Misaligned",
     "Module",
     "OutOfBounds",
@@ -42,4 +47,6 @@ __all__ = [
     "Trap",
     "Uninitialised",
     "UnsupportedPTX",
+    "executing",
+    "recording",
 ]

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from genkern.ops import _triton
+from genkern.ops import _device, _triton
 from genkern.ops._tensors import ARITHMETIC
 from genkern.ops._triton_lists import (
     all_added_up,
@@ -110,7 +110,7 @@ def backward_kernel(
 def forward(distance, weights, tensors):
     """The loss of dense tensors: the first half against the second, in the same order."""
     first = tensors[0]
-    with _triton.on_device(first):
+    with _device.on_device(first):
         loss = first.new_empty((), dtype=ARITHMETIC[first.dtype])
         plan = _table(weights, tensors)
         partials = first.new_empty(plan.programs, dtype=torch.float64)
@@ -129,7 +129,7 @@ def forward(distance, weights, tensors):
 
 def backward(distance, weights, tensors, grad_loss, gradients):
     """Fills the gradients (None where not wanted), which lie as their tensors do."""
-    with _triton.on_device(tensors[0]):
+    with _device.on_device(tensors[0]):
         plan = _table(weights, tensors, gradients)
         _triton.launch(
             backward_kernel,

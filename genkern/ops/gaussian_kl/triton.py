@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from genkern.ops import _triton
+from genkern.ops import _device, _triton
 from genkern.ops._tensors import ARITHMETIC
 from genkern.ops._triton_lists import (
     all_added_up,
@@ -126,7 +126,7 @@ def forward(tensors, factor):
     """The KL of mean, logvar and both of the other, or None, all in one order in memory: `factor`
     times their sum, or each where factor is None."""
     mean = tensors[0]
-    with _triton.on_device(mean):
+    with _device.on_device(mean):
         dtype = ARITHMETIC[mean.dtype]
         each = factor is None
         result = torch.empty_like(mean, dtype=dtype) if each else mean.new_empty((), dtype=dtype)
@@ -151,7 +151,7 @@ def backward(tensors, factor, grad_output, wanted):
     """The gradients of the tensors, None where not wanted. `grad_output`: one number, or one an
     element in the tensors' order where factor is None."""
     mean = tensors[0]
-    with _triton.on_device(mean):
+    with _device.on_device(mean):
         gradients = [torch.empty_like(mean) if want else None for want in wanted]
         plan, options = _plan(mean, factor)
         names = ("WANTS_MEAN", "WANTS_LOGVAR", "WANTS_OTHER_MEAN", "WANTS_OTHER_LOGVAR")

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from genkern.ops import _triton
+from genkern.ops import _device, _triton
 from genkern.ops._tensors import ARITHMETIC
 from genkern.ops._triton_lists import (
     added_up,
@@ -342,7 +342,7 @@ def forward(form, factor, stats, count, logits):
     """(loss, statistics [4 · count] or None, totals that the backward wants or None) of dense
     logits: real ones, where that side has a part, then as many fake ones, `count`."""
     fake = logits[-1]
-    with _triton.on_device(fake):
+    with _device.on_device(fake):
         loss = fake.new_empty((), dtype=ARITHMETIC[fake.dtype])
         statistics = loss.new_empty(4 * count) if stats else None
         plan = _table(form, factor, count, logits)
@@ -376,7 +376,7 @@ def forward(form, factor, stats, count, logits):
 def backward(form, factor, count, logits, totals, grad_loss, gradients):
     """Fills the gradients (None where not wanted)."""
     fake = logits[-1]
-    with _triton.on_device(fake):
+    with _device.on_device(fake):
         if form.pairing == "average" and totals is None:
             totals = forward(form, factor, False, count, logits)[2]
         plan = _table(form, factor, count, logits, gradients)

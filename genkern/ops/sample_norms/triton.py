@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from genkern.ops import _triton
+from genkern.ops import _device, _triton
 from genkern.ops._tensors import ARITHMETIC
 from genkern.ops._triton_lists import (
     LANES,
@@ -239,7 +239,7 @@ def forward(sizes, groups, items, function, center, weight, like):
     """(value, sums) of the contract's groups (first sum, samples) of `sizes` items each, and items
     (address, samples, size, stride, first sum); `like` is a tensor of their dtype and device."""
     total = sum(samples for _, samples in groups)
-    with _triton.on_device(like):
+    with _device.on_device(like):
         sums = like.new_empty(total, dtype=torch.float64)
         shape = (total,) if function == "squares" else ()
         value = like.new_empty(shape, dtype=ARITHMETIC[like.dtype])
@@ -266,7 +266,7 @@ def backward(sizes, groups, items, function, center, weight, sums, grad_value, g
     like = next((grad for grad in grads if grad is not None), None)
     if like is None:
         return
-    with _triton.on_device(like):
+    with _device.on_device(like):
         plan = _table(sizes, groups, items, center, weight, like, grads)
         _triton.launch(
             backward_kernel,

@@ -17,9 +17,7 @@ def is_wanted():
 def is_possible(tensor):
     """Not in the interpreter, nor while launches are recorded or captured in a CUDA graph."""
     return (
-        tensor.is_cuda
-        and not _triton.is_recording()
-        and not torch.cuda.is_current_stream_capturing()
+        tensor.is_cuda and not _triton.is_taken() and not torch.cuda.is_current_stream_capturing()
     )
 
 

@@ -13,8 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+from genkern.ops._device import device_table, on_device
 from genkern.ops._tensors import ARITHMETIC
-from genkern.ops._triton import device_table, launch, on_device
+from genkern.ops._triton import launch
 from genkern.ops.spectral_norm.triton.layers import (
     FLAT,
     FLAT_PROGRAMS,

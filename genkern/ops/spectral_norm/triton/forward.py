@@ -23,8 +23,9 @@ import torch
 import triton
 import triton.language as tl
 
+from genkern.ops._device import device_table, on_device
 from genkern.ops._tensors import ARITHMETIC
-from genkern.ops._triton import device_table, double_bits, launch, on_device
+from genkern.ops._triton import double_bits, launch
 from genkern.ops.spectral_norm.triton.layers import (
     FLAT,
     TILE,

@@ -1,0 +1,49 @@
+"""The PTX of the package's own CUDA kernels, as the build made it."""
+
+import functools
+import gzip
+import re
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent / "shipped"
+
+
+def files():
+    """The shipped files, one for each csrc/<op>/<file>.cu: <op>.<file>.ptx.gz. Empty where CUDA was
+    not built."""
+    return sorted(FOLDER.glob("*.ptx.gz"))
+
+
+@functools.cache
+def text(file):
+    return gzip.decompress(file.read_bytes()).decode()
+
+
+@functools.cache
+def _file_of_kernels():
+    return {name: file for file in files() for name in re.findall(r"\.entry\s+(\w+)", text(file))}
+
+
+def kernels():
+    """The mangled names of all kernels."""
+    return list(_file_of_kernels())
+
+
+@functools.cache
+def module_of(kernel):
+    """The `Module` that holds the kernel of this mangled name."""
+
+    found = _file_of_kernels().get(kernel)
+    if found is None:
+        raise RuntimeError(
+            f"no PTX was shipped for the kernel {kernel}: the CUDA half of this build is missing "
+            f"or is not the one that launched it (see `genkern info`)"
+        )
+    return _module(found)
+
+
+@functools.cache
+def _module(file):
+    from genkern.ptx import Module
+
+    return Module(text(file))
