@@ -104,7 +104,8 @@ def test_products_of_halves(element, k):
 def test_sums_in_f16(k):
     rng = np.random.default_rng(k)
     (a_bits, a), (b_bits, b), (c_bits, c) = (
-        bits_of(rng.standard_normal(s).astype(np.float32), "f16") for s in ((16, k), (k, 8), (16, 8))
+        bits_of(rng.standard_normal(s).astype(np.float32), "f16")
+        for s in ((16, k), (k, 8), (16, 8))
     )
     out = multiply(
         f"mma.sync.aligned.m16n8k{k}.row.col.f16.f16.f16.f16",
@@ -183,7 +184,9 @@ def test_ldmatrix(count, trans):
     address, _ = _rows(rows)
     names = [f"%r{30 + i}" for i in range(count)]
     body = FILL + address
-    body += f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{', '.join(names)}}}, [%r4];\n"
+    body += (
+        f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{', '.join(names)}}}, [%r4];\n"
+    )
     body += own("%rd3", 4 * count)
     body += "".join(f"st.global.b32 [%rd10+{4 * i}], {n};\n" for i, n in enumerate(names))
     out = np.zeros((32, count), np.uint32)
@@ -207,7 +210,9 @@ def test_stmatrix(count, trans):
     names = [f"%r{30 + i}" for i in range(count)]
     body = FILL + address + own("%rd3", 4 * count)
     body += "".join(f"ld.global.b32 {n}, [%rd10+{4 * i}];\n" for i, n in enumerate(names))
-    body += f"stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%r4], {{{', '.join(names)}}};\n"
+    body += (
+        f"stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%r4], {{{', '.join(names)}}};\n"
+    )
     body += """
     bar.sync 0;
     ld.shared.v4.b32 {%r20, %r21, %r22, %r23}, [%r3];

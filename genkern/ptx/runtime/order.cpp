@@ -81,11 +81,12 @@ void check_other_block(Fiber& t, const Stamp& other, Access access, u32 line, co
   }
   const size_t place =
       size_t(std::upper_bound(block_starts.begin(), block_starts.end(), other.generation) -
-             block_starts.begin()) - 1;
+             block_starts.begin()) -
+      1;
   const u32 number = block_numbers[place], *grid = machine.launch->grid;
   fail(t, line, Fault::race,
-       "%s a byte of global memory (%#llx) that block (%u, %u, %u), %s, %s in PTX line %u; %s", mine,
-       (unsigned long long)address, number % grid[0], number / grid[0] % grid[1],
+       "%s a byte of global memory (%#llx) that block (%u, %u, %u), %s, %s in PTX line %u; %s",
+       mine, (unsigned long long)address, number % grid[0], number / grid[0] % grid[1],
        number / grid[0] / grid[1], name_of(other.thread), theirs, other.line,
        unfenced ? "an atomic told of it, but no fence follows that atomic"
                 : "no fence and atomic order the two blocks");
