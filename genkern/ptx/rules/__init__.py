@@ -1,8 +1,7 @@
 """Every instruction that the executor knows. What is not here is refused."""
 
-from genkern.ptx.rules import comparisons, control, conversions, floats, halves, integers
+from genkern.ptx.rules import comparisons, control, conversions, floats, halves, integers, warps
 from genkern.ptx.rules import memory as memory_rules
-from genkern.ptx.rules import warps
 from genkern.ptx.rules.table import Rule, Table
 
 TABLE = Table(
