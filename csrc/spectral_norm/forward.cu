@@ -98,9 +98,9 @@ struct ProductMemory {
 // Whether this block is the last of `count` to arrive at a counter, which starts and ends at zero:
 // then all that the others stored before can be seen.
 inline __device__ bool arrives_last(unsigned* counter, int count, bool& shared) {
-  __threadfence();
-  __syncthreads();
+  __syncthreads();  // what the block's other threads stored comes before the fence
   if (threadIdx.x == 0) {
+    __threadfence();
     shared = atomicAdd(counter, 1u) == unsigned(count - 1);
     if (shared) *counter = 0;
     __threadfence();
