@@ -79,6 +79,7 @@ PYBIND11_MODULE(_C, m) {
   bind_levels(m);
 #ifdef GK_HAVE_CUDA
   m.def("set_launch_hook", set_launch_hook);
+  bindings::bind_lists(m);
 #endif
   bindings::bind_losses(m);
   bindings::bind_differences(m);

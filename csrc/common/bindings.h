@@ -15,6 +15,7 @@
 #include "dtype.h"
 #include "launch.h"
 #include "levels.h"
+#include "lists.h"
 
 namespace genkern {
 namespace bindings {
@@ -41,6 +42,16 @@ inline void check(Status status, const char* launcher) {
       throw std::runtime_error(std::string(launcher) + ": a CUDA error");
   }
 }
+
+#ifdef GK_HAVE_CUDA
+inline void bind_lists(py::module_& m) {
+  py::class_<cuda::ListPlan>(m, "ListPlan")
+      .def_readonly("table", &cuda::ListPlan::table)
+      .def_readonly("blocks", &cuda::ListPlan::blocks)
+      .def_readonly("run", &cuda::ListPlan::run)
+      .def_readonly("sums", &cuda::ListPlan::sums);
+}
+#endif
 
 }  // namespace bindings
 }  // namespace genkern

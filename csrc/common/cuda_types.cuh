@@ -1,9 +1,10 @@
-// What CUDA kernels share: storage types and their arithmetic types, block sums.
+// What CUDA kernels share: storage types and their arithmetic types, dispatch by dtype.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <stdint.h>
+
+#include "dtype.h"
 
 namespace genkern {
 namespace cuda {
@@ -24,19 +25,20 @@ struct Arithmetic<__half> {
 template <class T>
 using Acc = typename Arithmetic<T>::type;
 
-// The sum over a block, the same bits on every run; valid in thread 0. `threads` is a power of two,
-// `shared` has room for as many values.
-template <int threads>
-__device__ double block_sum(double x, double* shared) {
-  shared[threadIdx.x] = x;
-  __syncthreads();
-  for (int step = threads / 2; step > 0; step /= 2) {
-    if (int(threadIdx.x) < step) shared[threadIdx.x] += shared[threadIdx.x + step];
-    __syncthreads();
+// body(T{}) for the type that a dtype's elements are stored in.
+template <class Body>
+Status for_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f32:
+      return body(float{});
+    case DType::f64:
+      return body(double{});
+    case DType::bf16:
+      return body(__nv_bfloat16{});
+    case DType::f16:
+      return body(__half{});
   }
-  const double total = shared[0];
-  __syncthreads();  // before the next sum overwrites it
-  return total;
+  return Status::unknown_dtype;
 }
 
 }  // namespace cuda

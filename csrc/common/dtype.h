@@ -6,6 +6,10 @@ namespace genkern {
 
 enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 
+constexpr int element_bytes(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
 // What a launcher answers. The binding turns anything but `ok` into a Python exception.
 enum class Status : int { ok = 0, unknown_dtype = 1, out_of_memory = 2, cuda_error = 3 };
 

@@ -38,6 +38,31 @@ inline void bind_differences(py::module_& m) {
     py::gil_scoped_release release;
     check(GK_PICK(differences_backward)(args), "differences_backward");
   });
+#ifdef GK_HAVE_CUDA
+  m.def("differences_cuda_plan", [](const std::vector<PairArgument>& list, int dtype,
+                                    bool gradients_alone, int64_t blocks_aim) {
+    const auto pairs = difference_pairs(list);
+    return cuda::differences_plan(DType(dtype), pairs.data(), int64_t(pairs.size()),
+                                  gradients_alone, blocks_aim);
+  });
+  m.def("differences_forward_cuda", [](const cuda::ListPlan& plan, int distance, int dtype,
+                                       Address table, Address partials, Address loss,
+                                       Address stream) {
+    const DifferencesForward args{Distance(distance), DType(dtype), nullptr, 0, pointer(loss), 1};
+    py::gil_scoped_release release;
+    check(cuda::differences_forward(args, plan, pointer(table), pointer(partials), pointer(stream)),
+          "differences_forward_cuda");
+  });
+  m.def("differences_backward_cuda", [](const cuda::ListPlan& plan, int distance, int dtype,
+                                        Address table, Address grad_loss, bool is_done_for_one,
+                                        Address stream) {
+    const DifferencesBackward args{
+        Distance(distance), DType(dtype), nullptr, 0, pointer(grad_loss), 1};
+    py::gil_scoped_release release;
+    check(cuda::differences_backward(args, plan, pointer(table), is_done_for_one, pointer(stream)),
+          "differences_backward_cuda");
+  });
+#endif
 }
 
 }  // namespace bindings

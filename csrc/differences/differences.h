@@ -10,6 +10,7 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
+#include "../common/lists.h"
 
 namespace genkern {
 
@@ -42,5 +43,23 @@ struct DifferencesBackward {
 
 GK_EACH_LEVEL(Status differences_forward(const DifferencesForward& args);
               Status differences_backward(const DifferencesBackward& args);)
+
+#ifdef GK_HAVE_CUDA
+namespace cuda {
+// One launch for the whole list. The plan of a forward, or with `gradients_alone` that of a
+// backward, which has blocks for the gradients that are wanted. A forward writes those too, for a
+// grad_loss of 1.
+ListPlan differences_plan(DType dtype, const DifferencePair* pairs, int64_t count,
+                          bool gradients_alone, int64_t blocks_aim);
+
+// `table`: the plan's, on the device; `partials`: its sums. The args' pairs are the plan's and not
+// looked at.
+Status differences_forward(const DifferencesForward& args, const ListPlan& plan, void* table,
+                           void* partials, void* stream);
+// `is_done_for_one`: the gradients are a forward's, to be left as they are where grad_loss is 1.
+Status differences_backward(const DifferencesBackward& args, const ListPlan& plan, void* table,
+                            bool is_done_for_one, void* stream);
+}  // namespace cuda
+#endif
 
 }  // namespace genkern

@@ -13,6 +13,7 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
+#include "../common/lists.h"
 
 namespace genkern {
 
@@ -40,5 +41,19 @@ GK_EACH_LEVEL(
     Status gaussian_kl_forward(const GaussianKl& args, const Rows& terms, void* sum, double factor);
     Status gaussian_kl_backward(const GaussianKl& args, const GaussianKlGradients& gradients,
                                 const void* upstream, const Rows& each_upstream, double factor);)
+
+#ifdef GK_HAVE_CUDA
+namespace cuda {
+// One launch each. The plan of `count` elements; a forward with a sum needs its table on the device
+// and its scratch (`partials`), a backward neither.
+ListPlan gaussian_kl_plan(DType dtype, int64_t count, int64_t blocks_aim);
+Status gaussian_kl_forward(const GaussianKl& args, const ListPlan& plan, void* table,
+                           void* partials, const Rows& terms, void* sum, double factor,
+                           void* stream);
+Status gaussian_kl_backward(const GaussianKl& args, const ListPlan& plan,
+                            const GaussianKlGradients& gradients, const void* upstream,
+                            const Rows& each_upstream, double factor, void* stream);
+}  // namespace cuda
+#endif
 
 }  // namespace genkern

@@ -1,222 +1,343 @@
-// Adversarial losses in CUDA: value and statistics in one launch (two above 16,384 logits),
-// gradients in one. The meaning is adversarial.h's.
+// Adversarial losses in CUDA: a list of discriminators in one launch forward and one backward. The
+// meaning is adversarial.h's.
 //
-// Layout: both sides of the one term are flat arrays; a thread strides over them by the whole grid.
-// Plan of the forward: each thread sums φ, the logits and their signs for both sides in double, a
-// block adds its threads up in a fixed tree and leaves six numbers in scratch; a last block of one
-// launch adds the blocks up in the same way. No atomics, so the same bits on every run. The
-// backward is elementwise: it reads grad_loss on the device and multiplies by it in fp32 before the
-// one rounding. Floor: one read of the logits forward, one read and one write backward.
-#include "../common/cuda_types.cuh"
+// Layout: an array is one side of one term, all real sides first and then all fake ones; in pairs
+// it is both sides of a term, read together. How arrays become blocks, and blocks' sums one sum:
+// common/lists.cuh. Plan of the forward: a block reads its logits once, writes their gradients
+// where they are wanted already, and leaves its sums; the last block to arrive makes the loss and
+// the statistics of them. Against the other side's mean a launch before it leaves the means; both
+// keep what the backward needs, and gradients are the backward's alone. Backward, elementwise:
+// grad_loss is read on the device and multiplied in before the one rounding. Where the forward has
+// written the gradients and grad_loss is 1, nothing is left to do. Floor: one read of the logits
+// forward (two against means), one write of the gradients.
+#include <math.h>
+
+#include "../common/launch.cuh"
+#include "../common/lists.cuh"
 #include "adversarial.h"
 
 namespace genkern {
 namespace cuda {
-namespace {
+namespace adversarial {
 
-constexpr int threads = 256;
-constexpr int max_blocks = 512;
-constexpr int sums = 6;  // value, logits, right: of the real side, then of the fake side
-constexpr int64_t one_block_to = 16384;
+struct LogitArray {
+  int64_t first, blocks;
+  const void *numbers, *others;           // others: the fake side, in pairs
+  const void *gradient, *other_gradient;  // where wanted
+  int64_t count;                          // -1: the side has no part
+  double share;                           // what makes a sum a mean; of no logits NaN
+};
 
 struct Problem {
   AdversarialForm form;
-  LogitTerm term;
   double factor;
+  int64_t terms;
 };
 
-template <class A>
-struct Point {
-  A value, slope;
+// What a block adds up: φ, the logits, how many are on their own side of zero; then φ' where means
+// are subtracted, and in pairs the same two of the fake side.
+enum Sum {
+  of_values,
+  of_logits,
+  of_right,
+  of_slopes,
+  of_others = of_slopes,
+  of_others_right,
+  sums
 };
 
+enum class Pass : int { means = 0, values = 1 };
+
+// ---- φ ------------------------------------------------------------------------------------------
+
 template <class A>
-__device__ Point<A> evaluate(Phi phi, A z) {
+__device__ void softplus_at(A z, A* value, A* slope) {
   const A zero = 0, one = 1;
+  const A e = exp(z < zero ? z : -z);
+  *value = (z < zero ? zero : z) + log1p(e);
+  *slope = (z < zero ? e : one) / (one + e);
+}
+
+// φ(z) and φ'(z).
+template <class A, int n>
+__device__ void evaluate(Phi phi, const A (&z)[n], A (&values)[n], A (&slopes)[n]) {
   switch (phi) {
-    case Phi::softplus: {
-      const A e = exp(z < zero ? z : -z);
-      return {(z < zero ? zero : z) + log1p(e), (z < zero ? e : one) / (one + e)};
-    }
+    case Phi::softplus:
+#pragma unroll
+      for (int i = 0; i < n; ++i) softplus_at(z[i], &values[i], &slopes[i]);
+      break;
     case Phi::relu:
-      return {z < zero ? zero : z, z <= zero ? zero : one};
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        values[i] = z[i] < A(0) ? A(0) : z[i];
+        slopes[i] = z[i] <= A(0) ? A(0) : A(1);
+      }
+      break;
     case Phi::square:
-      return {z * z, z + z};
-    default:
-      return {z, one};
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        values[i] = z[i] * z[i];
+        slopes[i] = z[i] + z[i];
+      }
+      break;
+    case Phi::identity:
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        values[i] = z[i];
+        slopes[i] = A(1);
+      }
+      break;
   }
 }
 
-// Σ φ(z) + λ·x of a side's totals; without a slope infinite logits have no part in it.
-__device__ double value_of(const double* total, const LogitLine& line) {
-  return line.slope == 0 ? total[0] : total[0] + line.slope * total[1];
-}
+// ---- Lines --------------------------------------------------------------------------------------
 
-// The six totals, in thread 0, become the loss and the statistics.
+// z = sign·x + other_sign·y + shift; the gradients are factor·φ'(z) + offset and
+// other_factor·φ'(z). `toward`: the sign of a logit on its own side of zero.
 template <class A>
-__device__ void finish(const double* total, const Problem& problem, A* loss, A* stats) {
-  const LogitLine &real = problem.form.real, &fake = problem.form.fake;
-  const int64_t real_count = problem.term.real_count, fake_count = problem.term.fake_count;
-  const double r = real_count < 0 ? 0 : 1 / double(real_count);
-  const double f = fake_count < 0 ? 0 : 1 / double(fake_count);
-  double value = real_count < 0 ? 0 : real.weight * (value_of(total, real) * r);
-  if (problem.form.pairing == Pairing::separate && fake_count >= 0)
-    value += fake.weight * (value_of(total + 3, fake) * f);
-  *loss = A(problem.factor * value);
-  if (!stats) return;
-  stats[0] = A(total[1] * r);
-  stats[1] = A(total[4] * f);
-  stats[2] = A(total[2] * r);
-  stats[3] = A(total[5] * f);
+struct Line {
+  A sign, other_sign, shift, toward, factor, other_factor, offset;
+};
+
+__device__ inline LogitLine one_of(bool first, const LogitLine& a, const LogitLine& b) {
+  return {first ? a.sign : b.sign, first ? a.shift : b.shift, first ? a.weight : b.weight,
+          first ? a.slope : b.slope};
 }
 
-template <class T>
-__global__ void forward_kernel(Problem problem, Acc<T>* loss, Acc<T>* stats, double* scratch) {
-  using A = Acc<T>;
-  __shared__ double shared[threads];
+// `totals`, where means are subtracted: those of the arrays, then their Σ φ'. Else null.
+template <class A>
+__device__ Line<A> line_of(const Problem& problem, const List<LogitArray>& list, int array,
+                           const double* totals, double upstream) {
   const AdversarialForm& form = problem.form;
-  const LogitTerm& term = problem.term;
-  const bool paired = form.pairing == Pairing::paired;
-  const T* r = static_cast<const T*>(term.real);
-  const T* f = static_cast<const T*>(term.fake);
-  const A own = A(form.orientation);
-  const int64_t first = blockIdx.x * int64_t(threads) + threadIdx.x;
-  const int64_t stride = gridDim.x * int64_t(threads);
-  double mine[sums] = {};
-  for (int64_t i = first; i < term.real_count; i += stride) {
-    const A x = A(r[i]);
-    A z = x * A(form.real.sign) + A(form.real.shift);
-    if (paired) z += A(f[i]) * A(form.fake.sign);
-    mine[0] += double(evaluate(form.phi, z).value);
-    mine[1] += double(x);
-    mine[2] += x * own > A(0);
+  const bool is_real = form.pairing == Pairing::paired || array < problem.terms;
+  const LogitLine own = one_of(is_real, form.real, form.fake);
+  const LogitLine other = one_of(is_real, form.fake, form.real);
+  const double share = list.entries[array].share;
+  const double scale = upstream * problem.factor * own.weight * share;
+  double shift = own.shift, offset = scale * own.slope;
+  if (totals) {
+    const int64_t opposite = is_real ? array + problem.terms : array - problem.terms;
+    shift -= own.sign * totals[opposite];
+    const double through =
+        upstream * problem.factor * other.weight * other.sign * list.entries[opposite].share;
+    offset = -through * totals[list.arrays + opposite] * share;
   }
-  for (int64_t i = first; i < term.fake_count; i += stride) {
-    const A x = A(f[i]), z = x * A(form.fake.sign) + A(form.fake.shift);
-    if (!paired) mine[3] += double(evaluate(form.phi, z).value);
-    mine[4] += double(x);
-    mine[5] += x * own < A(0);
-  }
-  double total[sums];
-  for (int k = 0; k < sums; ++k) total[k] = block_sum<threads>(mine[k], shared);
-  if (threadIdx.x != 0) return;
-  if (gridDim.x == 1) {
-    finish(total, problem, loss, stats);
-  } else {
-    for (int k = 0; k < sums; ++k) scratch[blockIdx.x * sums + k] = total[k];
-  }
+  return {A(own.sign),
+          A(form.fake.sign),
+          A(shift),
+          A(is_real ? form.orientation : -form.orientation),
+          A(scale * own.sign),
+          A(scale * form.fake.sign),
+          A(offset)};
 }
 
-template <class A>
-__global__ void finish_kernel(const double* scratch, int blocks, Problem problem, A* loss,
-                              A* stats) {
-  __shared__ double shared[threads];
-  double total[sums];
-  for (int k = 0; k < sums; ++k) {
-    double mine = 0;
-    for (int block = threadIdx.x; block < blocks; block += threads)
-      mine += scratch[block * sums + k];
-    total[k] = block_sum<threads>(mine, shared);
-  }
-  if (threadIdx.x == 0) finish(total, problem, loss, stats);
-}
+// ---- One block ----------------------------------------------------------------------------------
 
-template <class T>
-__global__ void backward_kernel(Problem problem, const Acc<T>* grad_loss) {
+// Reads the block's logits, adds to `mine` where `is_summing`, and writes gradients where wanted.
+template <class T, bool is_summing>
+__device__ void sweep(const Problem& problem, const List<LogitArray>& list, const double* totals,
+                      double upstream, Acc<T> (&mine)[sums]) {
   using A = Acc<T>;
-  const LogitTerm& term = problem.term;
-  const LogitLine &real = problem.form.real, &fake = problem.form.fake;
-  const Phi phi = problem.form.phi;
+  constexpr int n = width<T>;
+  __shared__ Line<A> shared_line;
+  const int array = array_of(list);
+  const LogitArray entry = list.entries[array];
+  if (threadIdx.x == 0) shared_line = line_of<A>(problem, list, array, totals, upstream);
+  __syncthreads();
+  const Line<A> line = shared_line;
   const bool paired = problem.form.pairing == Pairing::paired;
-  const T* r = static_cast<const T*>(term.real);
-  const T* f = static_cast<const T*>(term.fake);
-  T* grad_real = static_cast<T*>(term.grad_real);
-  T* grad_fake = static_cast<T*>(term.grad_fake);
-  const int64_t first = blockIdx.x * int64_t(threads) + threadIdx.x;
-  const int64_t stride = gridDim.x * int64_t(threads);
-  const double upstream = double(*grad_loss) * problem.factor;
-  const double real_scale = upstream * real.weight / double(term.real_count);
-  const double fake_scale = upstream * fake.weight / double(term.fake_count);
-  for (int64_t i = first; i < term.real_count; i += stride) {
-    A z = A(r[i]) * A(real.sign) + A(real.shift);
-    if (paired) z += A(f[i]) * A(fake.sign);
-    const A slope = evaluate(phi, z).slope;
-    if (grad_real) grad_real[i] = T(slope * A(real_scale * real.sign) + A(real_scale * real.slope));
-    if (paired && grad_fake) grad_fake[i] = T(slope * A(real_scale * fake.sign));
+  const bool average = problem.form.pairing == Pairing::average;
+  const T* numbers = static_cast<const T*>(entry.numbers);
+  const T* others = static_cast<const T*>(entry.others);
+  T* gradient = static_cast<T*>(const_cast<void*>(entry.gradient));
+  T* other_gradient = static_cast<T*>(const_cast<void*>(entry.other_gradient));
+  along<T>(blockIdx.x - entry.first, list.run, entry.count, [&](int64_t at, int64_t left) {
+    A x[n], y[n], z[n], values[n], slopes[n];
+    load(numbers + at, left, x);
+    if (paired) load(others + at, left, y);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      z[i] = x[i] * line.sign + line.shift;
+      if (paired) z[i] += y[i] * line.other_sign;
+    }
+    evaluate(problem.form.phi, z, values, slopes);
+    if (is_summing) {
+      A some[sums] = {};
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        if (i < left) some[of_values] += values[i];
+        some[of_logits] += x[i];  // zero beyond the end
+        some[of_right] += x[i] * line.toward > A(0) ? A(1) : A(0);
+        if (paired) {
+          some[of_others] += y[i];
+          some[of_others_right] += y[i] * line.toward < A(0) ? A(1) : A(0);
+        } else if (average && i < left) {
+          some[of_slopes] += slopes[i];
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < sums; ++k) mine[k] += some[k];
+    }
+    if (gradient) {
+      A product[n];
+#pragma unroll
+      for (int i = 0; i < n; ++i) product[i] = slopes[i] * line.factor + line.offset;
+      store(gradient + at, left, product);
+    }
+    if (other_gradient) {
+      A product[n];
+#pragma unroll
+      for (int i = 0; i < n; ++i) product[i] = slopes[i] * line.other_factor;
+      store(other_gradient + at, left, product);
+    }
+  });
+}
+
+// ---- The last block -----------------------------------------------------------------------------
+
+// Σ φ(z) + λ·x; without a slope infinite logits have no part in it.
+__device__ inline double value_of(const double (&total)[sums], const LogitLine& line) {
+  return line.slope == 0 ? total[of_values] : total[of_values] + line.slope * total[of_logits];
+}
+
+// One term's statistics of one side.
+template <class A>
+__device__ void store_statistics(A* stats, int64_t terms, bool is_real, int64_t term, double mean,
+                                 double share_right) {
+  A* to = stats + (is_real ? 0 : terms) + term;
+  to[0] = A(mean);
+  to[2 * terms] = A(share_right);
+}
+
+// All blocks' sums become the means and Σ φ' of the arrays, the loss, the statistics. A warp takes
+// an array at a time.
+template <class A>
+__device__ void finish(const Problem& problem, const List<LogitArray>& list, Pass pass,
+                       double* totals, A* loss, A* stats) {
+  const bool paired = problem.form.pairing == Pairing::paired;
+  double losses[1] = {0};
+  for (int64_t array = threadIdx.x / warp_threads; array < list.arrays; array += list_warps) {
+    const LogitArray& entry = list.entries[array];
+    double total[sums] = {};
+    for (int64_t i = threadIdx.x % warp_threads; i < entry.blocks; i += warp_threads)
+#pragma unroll
+      for (int k = 0; k < sums; ++k) total[k] += list.partials[k * gridDim.x + entry.first + i];
+#pragma unroll
+    for (int k = 0; k < sums; ++k) total[k] = warp_sum(total[k]);
+    if (threadIdx.x % warp_threads != 0) continue;
+    const double mean = total[of_logits] * entry.share;
+    if (pass == Pass::means) {
+      totals[array] = mean;
+      continue;
+    }
+    const bool is_real = paired || array < problem.terms;
+    const int64_t term = is_real ? array : array - problem.terms;
+    const LogitLine line = one_of(is_real, problem.form.real, problem.form.fake);
+    losses[0] += line.weight * (value_of(total, line) * entry.share);
+    if (problem.form.pairing == Pairing::average) totals[list.arrays + array] = total[of_slopes];
+    if (!stats) continue;
+    store_statistics(stats, problem.terms, is_real, term, mean, total[of_right] * entry.share);
+    if (paired)
+      store_statistics(stats, problem.terms, false, term, total[of_others] * entry.share,
+                       total[of_others_right] * entry.share);
   }
-  if (paired || !grad_fake) return;
-  for (int64_t i = first; i < term.fake_count; i += stride) {
-    const A slope = evaluate(phi, A(f[i]) * A(fake.sign) + A(fake.shift)).slope;
-    grad_fake[i] = T(slope * A(fake_scale * fake.sign) + A(fake_scale * fake.slope));
-  }
+  const double everything = block_sums(losses);
+  if (threadIdx.x == 0 && pass == Pass::values) *loss = A(problem.factor * everything);
 }
 
-int64_t longest(const LogitTerm& term) {
-  return term.real_count > term.fake_count ? term.real_count : term.fake_count;
-}
-
-int blocks_for(int64_t count) {
-  if (count <= one_block_to) return 1;
-  const int64_t wanted = (count + 4 * threads - 1) / (4 * threads);
-  return wanted < max_blocks ? int(wanted) : max_blocks;
-}
-
-Status launched() { return cudaGetLastError() == cudaSuccess ? Status::ok : Status::cuda_error; }
+// ---- Kernels ------------------------------------------------------------------------------------
 
 template <class T>
-Status forward(const AdversarialForward& args, double* scratch, cudaStream_t stream) {
-  using A = Acc<T>;
-  const Problem problem{args.form, *args.terms, args.factor};
-  const int blocks = blocks_for(longest(problem.term));
-  A* loss = static_cast<A*>(args.loss);
-  A* stats = static_cast<A*>(args.stats);
-  forward_kernel<T><<<blocks, threads, 0, stream>>>(problem, loss, stats, scratch);
-  if (blocks > 1)
-    finish_kernel<A><<<1, threads, 0, stream>>>(scratch, blocks, problem, loss, stats);
-  return launched();
+__global__ void __launch_bounds__(list_threads)
+    adversarial_forward_kernel(Problem problem, List<LogitArray> list, Pass pass, double* totals,
+                               Acc<T>* loss, Acc<T>* stats) {
+  Acc<T> mine[sums] = {};
+  const bool subtracts = problem.form.pairing == Pairing::average && pass == Pass::values;
+  sweep<T, true>(problem, list, subtracts ? totals : nullptr, 1, mine);
+  leave(list.partials, mine);
+  if (arrives_last(list.counter)) finish(problem, list, pass, totals, loss, stats);
 }
 
+// `is_done_for_one`: the gradients are there already, for a grad_loss of 1.
 template <class T>
-Status backward(const AdversarialBackward& args, cudaStream_t stream) {
-  const Problem problem{args.form, *args.terms, args.factor};
-  const int64_t wanted = (longest(problem.term) + threads - 1) / threads;
-  const int blocks = wanted < 1 ? 1 : wanted < 65536 ? int(wanted) : 65536;
-  backward_kernel<T>
-      <<<blocks, threads, 0, stream>>>(problem, static_cast<const Acc<T>*>(args.grad_loss));
-  return launched();
+__global__ void __launch_bounds__(list_threads)
+    adversarial_backward_kernel(Problem problem, List<LogitArray> list, const double* totals,
+                                const Acc<T>* grad_loss, bool is_done_for_one) {
+  const Acc<T> upstream = *grad_loss;
+  if (is_done_for_one && upstream == Acc<T>(1)) return;
+  Acc<T> nothing[sums];
+  sweep<T, false>(problem, list, totals, double(upstream), nothing);
 }
 
-}  // namespace
+// ---- Launchers ----------------------------------------------------------------------------------
 
-Status adversarial_forward(const AdversarialForward& args, void* scratch, void* stream) {
-  double* sums_of_blocks = static_cast<double*>(scratch);
-  cudaStream_t on = static_cast<cudaStream_t>(stream);
-  switch (args.dtype) {
-    case DType::f32:
-      return forward<float>(args, sums_of_blocks, on);
-    case DType::f64:
-      return forward<double>(args, sums_of_blocks, on);
-    case DType::bf16:
-      return forward<__nv_bfloat16>(args, sums_of_blocks, on);
-    case DType::f16:
-      return forward<__half>(args, sums_of_blocks, on);
-  }
-  return Status::unknown_dtype;
+double share_of(int64_t count) {
+  return count < 0 ? 0 : count == 0 ? double(NAN) : 1 / double(count);
 }
 
-Status adversarial_backward(const AdversarialBackward& args, void* stream) {
-  cudaStream_t on = static_cast<cudaStream_t>(stream);
-  switch (args.dtype) {
-    case DType::f32:
-      return backward<float>(args, on);
-    case DType::f64:
-      return backward<double>(args, on);
-    case DType::bf16:
-      return backward<__nv_bfloat16>(args, on);
-    case DType::f16:
-      return backward<__half>(args, on);
+}  // namespace adversarial
+
+using namespace adversarial;
+
+ListPlan adversarial_plan(Pairing pairing, DType dtype, const LogitTerm* terms, int64_t count,
+                          bool gradients_alone, int64_t blocks_aim) {
+  const bool paired = pairing == Pairing::paired;
+  std::vector<LogitArray> arrays;
+  for (int64_t t = 0; t < count; ++t) {
+    const LogitTerm& x = terms[t];
+    arrays.push_back({0, 0, x.real, paired ? x.fake : nullptr, x.grad_real,
+                      paired ? x.grad_fake : nullptr, x.real_count, share_of(x.real_count)});
   }
-  return Status::unknown_dtype;
+  for (int64_t t = 0; t < count && !paired; ++t) {
+    const LogitTerm& x = terms[t];
+    arrays.push_back(
+        {0, 0, x.fake, nullptr, x.grad_fake, nullptr, x.fake_count, share_of(x.fake_count)});
+  }
+  const auto size = [&](const LogitArray& x) {
+    return gradients_alone && !x.gradient && !x.other_gradient ? 0 : x.count;
+  };
+  ListPlanner planner(element_bytes(dtype), blocks_aim, gradients_alone ? 0 : sums);
+  for (const LogitArray& x : arrays) planner.count(size(x));
+  for (LogitArray& x : arrays) {
+    x.first = planner.next_block();
+    x.blocks = planner.blocks_of_row(size(x));
+    planner.add(x, x.blocks);
+  }
+  return planner.finish();
+}
+
+Status adversarial_forward(const AdversarialForward& args, const ListPlan& plan,
+                           const AdversarialMemory& memory, void* stream) {
+  const Problem problem{args.form, args.factor, args.count};
+  const auto list = list_of<LogitArray>(plan, memory.table, memory.partials);
+  return for_dtype(args.dtype, [&](auto t) {
+    using T = decltype(t);
+    using A = Acc<T>;
+    const auto pass = [&](Pass which, const Problem& its_problem) {
+      return launch(adversarial_forward_kernel<T>, unsigned(plan.blocks), list_threads, 0, stream,
+                    its_problem, list, which, memory.totals, static_cast<A*>(args.loss),
+                    static_cast<A*>(args.stats));
+    };
+    if (args.form.pairing == Pairing::average) {
+      Problem of_means = problem;
+      of_means.form.phi = Phi::identity;
+      const Status status = pass(Pass::means, of_means);
+      if (status != Status::ok) return status;
+    }
+    return pass(Pass::values, problem);
+  });
+}
+
+Status adversarial_backward(const AdversarialBackward& args, const ListPlan& plan,
+                            const AdversarialMemory& memory, bool is_done_for_one, void* stream) {
+  const Problem problem{args.form, args.factor, args.count};
+  const auto list = list_of<LogitArray>(plan, memory.table, nullptr);
+  return for_dtype(args.dtype, [&](auto t) {
+    using T = decltype(t);
+    return launch(adversarial_backward_kernel<T>, unsigned(plan.blocks), list_threads, 0, stream,
+                  problem, list, static_cast<const double*>(memory.totals),
+                  static_cast<const Acc<T>*>(args.grad_loss), is_done_for_one);
+  });
 }
 
 }  // namespace cuda

@@ -22,6 +22,7 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
+#include "../common/lists.h"
 
 namespace genkern {
 
@@ -71,12 +72,24 @@ GK_EACH_LEVEL(Status adversarial_forward(const AdversarialForward& args);
 
 #ifdef GK_HAVE_CUDA
 namespace cuda {
-// One term, separate or paired. The forward gives no gradients here (the host cannot see whether
-// grad_loss is 1 without waiting, so the backward computes them from the logits). `scratch`: so
-// many bytes on the device.
-constexpr int64_t adversarial_scratch_bytes = 512 * 6 * sizeof(double);
-Status adversarial_forward(const AdversarialForward& args, void* scratch, void* stream);
-Status adversarial_backward(const AdversarialBackward& args, void* stream);
+// One launch for the whole list, two forward where means are subtracted. The plan of a forward, or
+// with `gradients_alone` that of a backward, which has blocks for the gradients that are wanted.
+// A forward writes the gradients too, for a grad_loss of 1, except where means are subtracted.
+ListPlan adversarial_plan(Pairing pairing, DType dtype, const LogitTerm* terms, int64_t count,
+                          bool gradients_alone, int64_t blocks_aim);
+
+struct AdversarialMemory {
+  void* table;     // the plan's, on the device
+  void* partials;  // of a forward: the plan's sums
+  double* totals;  // [2, 2 · count] where means are subtracted, else null: a forward leaves them
+};
+
+// Of the args' terms only the number is used: the plan has them.
+Status adversarial_forward(const AdversarialForward& args, const ListPlan& plan,
+                           const AdversarialMemory& memory, void* stream);
+// `is_done_for_one`: the gradients are a forward's, to be left as they are where grad_loss is 1.
+Status adversarial_backward(const AdversarialBackward& args, const ListPlan& plan,
+                            const AdversarialMemory& memory, bool is_done_for_one, void* stream);
 }  // namespace cuda
 #endif
 

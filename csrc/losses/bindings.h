@@ -53,25 +53,36 @@ inline void bind_losses(py::module_& m) {
     check(GK_PICK(adversarial_backward)(args), "adversarial_backward");
   });
 #ifdef GK_HAVE_CUDA
-  m.attr("adversarial_cuda_scratch_bytes") = cuda::adversarial_scratch_bytes;
-  m.def("adversarial_forward_cuda",
-        [](const AdversarialForm& form, int dtype, double factor, const py::tuple& numbers,
-           Address loss, Address stats, Address scratch, Address stream) {
+  m.def("adversarial_cuda_plan",
+        [](const AdversarialForm& form, int dtype, const py::tuple& numbers, bool gradients_alone,
+           int64_t blocks_aim) {
           const auto terms = logit_terms(numbers);
-          const AdversarialForward args{form, DType(dtype),  factor,         terms.data(),
-                                        1,    pointer(loss), pointer(stats), 1};
+          return cuda::adversarial_plan(form.pairing, DType(dtype), terms.data(),
+                                        int64_t(terms.size()), gradients_alone, blocks_aim);
+        });
+  m.def("adversarial_forward_cuda",
+        [](const cuda::ListPlan& plan, const AdversarialForm& form, int dtype, double factor,
+           int64_t count, Address table, Address partials, Address totals, Address loss,
+           Address stats, Address stream) {
+          const AdversarialForward args{form,  DType(dtype),  factor,         nullptr,
+                                        count, pointer(loss), pointer(stats), 1};
+          const cuda::AdversarialMemory memory{pointer(table), pointer(partials),
+                                               static_cast<double*>(pointer(totals))};
           py::gil_scoped_release release;
-          check(cuda::adversarial_forward(args, pointer(scratch), pointer(stream)),
+          check(cuda::adversarial_forward(args, plan, memory, pointer(stream)),
                 "adversarial_forward_cuda");
         });
   m.def("adversarial_backward_cuda",
-        [](const AdversarialForm& form, int dtype, double factor, const py::tuple& numbers,
-           Address grad_loss, Address stream) {
-          const auto terms = logit_terms(numbers);
-          const AdversarialBackward args{form, DType(dtype),       factor, terms.data(),
-                                         1,    pointer(grad_loss), 1};
+        [](const cuda::ListPlan& plan, const AdversarialForm& form, int dtype, double factor,
+           int64_t count, Address table, Address totals, Address grad_loss, bool is_done_for_one,
+           Address stream) {
+          const AdversarialBackward args{form,  DType(dtype),       factor, nullptr,
+                                         count, pointer(grad_loss), 1};
+          const cuda::AdversarialMemory memory{pointer(table), nullptr,
+                                               static_cast<double*>(pointer(totals))};
           py::gil_scoped_release release;
-          check(cuda::adversarial_backward(args, pointer(stream)), "adversarial_backward_cuda");
+          check(cuda::adversarial_backward(args, plan, memory, is_done_for_one, pointer(stream)),
+                "adversarial_backward_cuda");
         });
 #endif
 }

@@ -19,6 +19,7 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
+#include "../common/lists.h"
 
 namespace genkern {
 
@@ -51,5 +52,21 @@ struct SampleNorms {
 // `value`: float (double for fp64), one, or of `squares` as many as sums.
 GK_EACH_LEVEL(Status sample_norms_forward(const SampleNorms& args, void* value);
               Status sample_norms_backward(const SampleNorms& args, const void* grad_value);)
+
+#ifdef GK_HAVE_CUDA
+namespace cuda {
+// One launch for all items. The plan of a forward, or with `gradients_alone` that of a backward,
+// which has blocks for the gradients that are wanted.
+ListPlan sample_norms_plan(DType dtype, const SampleItem* items, int64_t item_count,
+                           bool gradients_alone, int64_t blocks_aim);
+
+// `table`: the plan's, on the device; `partials`: its sums. The args' items and groups are the
+// plan's and not looked at.
+Status sample_norms_forward(const SampleNorms& args, const ListPlan& plan, void* table,
+                            void* partials, void* value, void* stream);
+Status sample_norms_backward(const SampleNorms& args, const ListPlan& plan, void* table,
+                             const void* grad_value, void* stream);
+}  // namespace cuda
+#endif
 
 }  // namespace genkern

@@ -23,11 +23,11 @@ from genkern.ops._tensors import (
     is_plain,
     materialized,
 )
-from genkern.ops.differences import reference
+from genkern.ops.differences import cuda, reference
 
 OP = "differences"
 BACKWARD = OP + ".backward"
-KERNELS = ("cpu", "triton")
+KERNELS = ("cpu", "cuda", "triton")
 DISTANCE_NUMBER = {"absolute": 0, "square": 1}
 
 
@@ -85,20 +85,29 @@ class _Differences(torch.autograd.Function):
         (distance, weights, backend), tensors = ctx.call, ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, *_differentiable_backward(distance, weights, tensors, grad_loss)
-        gradients, ctx.gradients = ctx.gradients, None  # given away once: nobody else may hold them
-        upstream = grad_loss.item() if gradients is not None else None
-        if upstream == 1 or (gradients is not None and grad_loss.dtype is tensors[0].dtype):
-            if upstream != 1:
-                torch._foreach_mul_([g for g in gradients if g is not None], upstream)
+        made, ctx.gradients = ctx.gradients, None  # given away once: nobody else may hold them
+        if made is not None and backend == "cpu" and _multiply(made, grad_loss):
             if backends.listeners:
                 backends.record(BACKWARD, backend, "computed in the forward's pass")
-            return None, None, *gradients
+            return None, None, *made
         backends.record(BACKWARD, backend, "as the forward")
         needed = ctx.needs_input_grad[2:]
-        return None, None, *_backward(backend, distance, weights, tensors, grad_loss, needed)
+        grads = _backward(backend, distance, weights, tensors, grad_loss, needed, made)
+        return None, None, *grads
 
 
 _apply = entry(_Differences)
+
+
+def _multiply(gradients, grad_loss):
+    """Multiplies the gradients of the forward's pass, unless that would round them twice; whether
+    they are ready."""
+    wanted, upstream = [g for g in gradients if g is not None], grad_loss.item()
+    if upstream != 1:
+        if grad_loss.dtype is not wanted[0].dtype:
+            return False
+        torch._foreach_mul_(wanted, upstream)
+    return True
 
 
 def _split(tensors):
@@ -123,13 +132,15 @@ def _forward(backend, distance, weights, tensors, needed):
         return reference.differences(*_split(tensors), distance, weights).detach(), None
     if backend == "triton":
         return _triton_kernels().forward(distance, weights, tensors), None
-    dtype = tensors[0].dtype
-    loss = tensors[0].new_empty((), dtype=ARITHMETIC[dtype])
-    gradients = None
+    dtype, gradients = tensors[0].dtype, None
     if dtype is not torch.float16 and True in needed:
         gradients = _empty_gradients(tensors, needed)
+    pairs = _pairs(weights, tensors, gradients)
+    if backend == "cuda":
+        return cuda.forward(DISTANCE_NUMBER[distance], pairs, tensors[0]), gradients
+    loss = tensors[0].new_empty((), dtype=ARITHMETIC[dtype])
     native.differences_forward(
-        _pairs(weights, tensors, gradients),
+        pairs,
         DISTANCE_NUMBER[distance],
         DTYPE_NUMBER[dtype],
         loss.data_ptr(),
@@ -138,8 +149,10 @@ def _forward(backend, distance, weights, tensors, needed):
     return loss, gradients
 
 
-def _backward(backend, distance, weights, tensors, grad_loss, needed):
-    """The gradients of all tensors, None where not needed."""
+def _backward(backend, distance, weights, tensors, grad_loss, needed, made=None):
+    """The gradients of all tensors, None where not needed. `made`: those of the forward's pass, for
+    a grad_loss of 1, of which CUDA makes the ones that are right: only the device knows whether
+    they are."""
     if backend == "reference":
         with torch.enable_grad():
             inputs = [
@@ -150,13 +163,21 @@ def _backward(backend, distance, weights, tensors, grad_loss, needed):
                 torch.autograd.grad(loss, [x for x in inputs if x.requires_grad], grad_loss)
             )
         return [next(grads) if wanted else None for wanted in needed]
-    gradients = _empty_gradients(tensors, needed)
+    if backend == "cuda" and made is not None:
+        gradients = made
+    else:
+        made, gradients = None, _empty_gradients(tensors, needed)
     grad_loss = materialized(OP, "grad_loss", grad_loss).contiguous()
     if backend == "triton":
         _triton_kernels().backward(distance, weights, tensors, grad_loss, gradients)
         return gradients
+    pairs = _pairs(weights, tensors, gradients)
+    if backend == "cuda":
+        number = DISTANCE_NUMBER[distance]
+        cuda.backward(number, pairs, tensors[0], grad_loss, made is not None)
+        return gradients
     native.differences_backward(
-        _pairs(weights, tensors, gradients),
+        pairs,
         DISTANCE_NUMBER[distance],
         DTYPE_NUMBER[tensors[0].dtype],
         grad_loss.data_ptr(),

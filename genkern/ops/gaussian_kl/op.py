@@ -22,11 +22,11 @@ from genkern.ops._tensors import (
     is_plain,
     materialized,
 )
-from genkern.ops.gaussian_kl import reference
+from genkern.ops.gaussian_kl import cuda, reference
 
 OP = "gaussian_kl"
 BACKWARD = OP + ".backward"
-KERNELS = ("cpu", "triton")
+KERNELS = ("cpu", "cuda", "triton")
 NAMES = ("mean", "logvar", "other_mean", "other_logvar")
 REDUCTIONS = ("batchmean", "sum", "mean", "none")
 
@@ -111,7 +111,10 @@ def _forward(backend, tensors, reduction):
         launch = _Launch(tensors, [])
         result = mean.new_empty((), dtype=dtype)
         terms, total, factor = NOWHERE, result.data_ptr(), reference.factor(reduction, mean.shape)
-    native.gaussian_kl_forward(*launch.problem, terms, total, factor)
+    if backend == "cuda":
+        cuda.forward(launch.problem, mean, terms, total, factor)
+    else:
+        native.gaussian_kl_forward(*launch.problem, torch.get_num_threads(), terms, total, factor)
     return result
 
 
@@ -132,7 +135,11 @@ def _backward(backend, tensors, reduction, grad, wanted):
         launch = _Launch(tensors, dtypes)
         upstream, each = grad.data_ptr(), NOWHERE
         factor = reference.factor(reduction, mean.shape)
-    native.gaussian_kl_backward(*launch.problem, launch.of_outputs, upstream, each, factor)
+    outputs = launch.of_outputs, upstream, each, factor
+    if backend == "cuda":
+        cuda.backward(launch.problem, mean, *outputs)
+    else:
+        native.gaussian_kl_backward(*launch.problem, torch.get_num_threads(), *outputs)
     return launch.outputs
 
 
@@ -181,7 +188,7 @@ class _Launch:
         self.of_inputs = addresses[: len(inputs)]
         self.of_outputs = addresses[len(inputs) :]
         number = DTYPE_NUMBER[inputs[0].dtype]
-        self.problem = count, size, self.of_inputs[:4], number, torch.get_num_threads()
+        self.problem = count, size, self.of_inputs[:4], number
 
     def _laid_out(self, inputs, dtypes):
         self.inputs = inputs

@@ -26,7 +26,7 @@ from genkern.ops._tensors import (
     is_ready,
     materialized,
 )
-from genkern.ops.losses import reference
+from genkern.ops.losses import cuda, reference
 from genkern.ops.losses.form import form_of
 
 OP = "adversarial_loss"
@@ -123,16 +123,17 @@ class _Adversarial(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, *logits):
         form, factor, stats, count = ctx.call = call
-        ctx.backend = backend = _choose(OP, form, logits, count)
+        ctx.backend = backend = _choose(OP, logits)
         ctx.save_for_backward(*logits)
         ctx.gradients = ctx.totals = None
+        if backend == "cpu" or (backend == "cuda" and form.pairing != "average"):
+            ctx.gradients = _gradients_at_once(form, logits, ctx.needs_input_grad[1:])
         if backend == "cpu":
-            needed = ctx.needs_input_grad[1:]
-            loss, statistics, ctx.gradients = _forward_cpu(
-                form, factor, stats, count, logits, needed
-            )
+            loss, statistics = _forward_cpu(form, factor, stats, count, logits, ctx.gradients)
         else:
-            loss, statistics, ctx.totals = _forward(backend, form, factor, stats, count, logits)
+            loss, statistics, ctx.totals = _forward(
+                backend, form, factor, stats, count, logits, ctx.gradients
+            )
         if not stats:
             return loss
         ctx.mark_non_differentiable(statistics)
@@ -140,13 +141,15 @@ class _Adversarial(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        gradients = ctx.gradients
-        if gradients is not None and not torch.is_grad_enabled():
+        made = ctx.gradients
+        if made is not None and not torch.is_grad_enabled():
             ctx.gradients = None  # given away once: nobody else may hold them
-            if grad_loss.item() == 1:
-                if backends.listeners:
-                    backends.record(BACKWARD, "cpu", "computed in the forward's pass")
-                return None, *gradients
+            if ctx.backend == "cpu":
+                if grad_loss.item() == 1:
+                    if backends.listeners:
+                        backends.record(BACKWARD, "cpu", "computed in the forward's pass")
+                    return None, *made
+                made = None
         (form, factor, _, count), logits = ctx.call, ctx.saved_tensors
         if torch.is_grad_enabled():
             grads = _differentiable_backward(form, factor, count, logits, grad_loss)
@@ -154,16 +157,14 @@ class _Adversarial(torch.autograd.Function):
         backends.record(BACKWARD, ctx.backend, "as the forward")
         needed = ctx.needs_input_grad[1:]
         call = form, factor, count, logits
-        return None, *_backward(ctx.backend, *call, grad_loss, needed, ctx.totals)
+        return None, *_backward(ctx.backend, *call, grad_loss, needed, ctx.totals, made)
 
 
 _apply = entry(_Adversarial)
 
 
-def _choose(op, form, logits, count):
-    """CUDA has kernels for one discriminator's logits, and not for those of averages."""
-    kernels = KERNELS if count == 1 and form.pairing != "average" else ("cpu", "triton")
-    return backends.choose(op, logits[-1], kernels)
+def _choose(op, logits):
+    return backends.choose(op, logits[-1], KERNELS)
 
 
 def _split(logits, count):
@@ -180,46 +181,35 @@ def _differentiable_backward(form, factor, count, logits, grad_loss):
     )
 
 
-def _forward(backend, form, factor, stats, count, logits):
-    """(loss, statistics or None, what Triton's backward wants to know or None) of dense logits."""
+def _gradients_at_once(form, logits, needed):
+    """Memory for the loss's gradients, where the one pass over the logits shall give them too, else
+    None. Not in fp16, where a GradScaler's grad_output is never 1: they would be of no use."""
+    if form.phi == "identity" or logits[-1].dtype is torch.float16 or True not in needed:
+        return None
+    return _empty_gradients(logits, needed)
+
+
+def _forward(backend, form, factor, stats, count, logits, gradients=None):
+    """(loss, statistics or None, what a GPU's backward wants to know or None) of dense logits.
+    Fills the gradients where given, for a grad_loss of 1."""
     if backend == "cpu":
-        return *_forward_cpu(form, factor, stats, count, logits, ())[:2], None
+        return *_forward_cpu(form, factor, stats, count, logits, gradients), None
     if backend == "triton":
         return _triton_kernels().forward(form, factor, stats, count, logits)
-    if backend == "reference":
-        sides = _split(logits, count)
-        loss = reference.adversarial_loss(form, *sides, factor).detach()
-        return loss, reference.statistics(form, *sides).flatten() if stats else None, None
-    fake = logits[-1]
-    with torch.cuda.device(fake.device):
-        loss = fake.new_empty((), dtype=ARITHMETIC[fake.dtype])
-        statistics = loss.new_empty(4) if stats else None
-        scratch = fake.new_empty(native.adversarial_cuda_scratch_bytes, dtype=torch.uint8)
-        native.adversarial_forward_cuda(
-            form.native(),
-            DTYPE_NUMBER[fake.dtype],
-            factor,
-            _terms(logits, count),
-            loss.data_ptr(),
-            0 if statistics is None else statistics.data_ptr(),
-            scratch.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+    if backend == "cuda":
+        return cuda.forward(
+            form, factor, stats, _terms(logits, count, gradients), count, logits[-1]
         )
-    return loss, statistics, None
+    sides = _split(logits, count)
+    loss = reference.adversarial_loss(form, *sides, factor).detach()
+    return loss, reference.statistics(form, *sides).flatten() if stats else None, None
 
 
-def _forward_cpu(form, factor, stats, count, logits, needed):
-    """(loss, statistics or None, gradients or None)
-
-    The one pass over the logits gives the loss's gradients too, where needed. Not in fp16, where
-    they would be rounded before grad_output is known: a loss scale would come too late.
-    """
+def _forward_cpu(form, factor, stats, count, logits, gradients):
+    """(loss, statistics or None)"""
     dtype = logits[-1].dtype
     loss = torch.empty_like(SCALAR[dtype])
     statistics = loss.new_empty(4 * count) if stats else None
-    gradients = None
-    if form.phi != "identity" and dtype is not torch.float16 and True in needed:
-        gradients = _empty_gradients(logits, needed)
     native.adversarial_forward(
         form.native(),
         DTYPE_NUMBER[dtype],
@@ -229,7 +219,7 @@ def _forward_cpu(form, factor, stats, count, logits, needed):
         0 if statistics is None else statistics.data_ptr(),
         torch.get_num_threads(),
     )
-    return loss, statistics, gradients
+    return loss, statistics
 
 
 def _triton_kernels():
@@ -238,8 +228,9 @@ def _triton_kernels():
     return triton
 
 
-def _backward(backend, form, factor, count, logits, grad_loss, needed, totals=None):
-    """The gradients of the logits, None where not needed."""
+def _backward(backend, form, factor, count, logits, grad_loss, needed, totals=None, made=None):
+    """The gradients of the logits, None where not needed. `made`: those of CUDA's forward, for a
+    grad_loss of 1, to be made right: whether they are only the device knows."""
     if form.phi == "identity":
         return _linear_gradients(form, factor, count, logits, grad_loss, needed)
     if backend == "reference":
@@ -248,23 +239,25 @@ def _backward(backend, form, factor, count, logits, grad_loss, needed, totals=No
             loss = reference.adversarial_loss(form, *_split(inputs, count), factor)
             return torch.autograd.grad(loss, inputs, grad_loss)
     (grad_loss,) = _dense("grad_loss", [grad_loss])
-    gradients = _empty_gradients(logits, needed)
+    gradients = _empty_gradients(logits, needed) if made is None else made
     if backend == "triton":
         call = form, factor, count, logits
         _triton_kernels().backward(*call, totals, grad_loss, gradients)
         return gradients
-    arguments = (
+    terms = _terms(logits, count, gradients)
+    if backend == "cuda":
+        if form.pairing == "average" and totals is None:
+            totals = _forward(backend, form, factor, False, count, logits)[2]
+        cuda.backward(form, factor, terms, count, totals, grad_loss, logits[-1], made is not None)
+        return gradients
+    native.adversarial_backward(
         form.native(),
         DTYPE_NUMBER[logits[-1].dtype],
         factor,
-        _terms(logits, count, gradients),
+        terms,
         grad_loss.data_ptr(),
+        torch.get_num_threads(),
     )
-    if backend == "cpu":
-        native.adversarial_backward(*arguments, torch.get_num_threads())
-    else:
-        with torch.cuda.device(grad_loss.device):
-            native.adversarial_backward_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
     return gradients
 
 
@@ -395,7 +388,7 @@ def _library_op(real, fake, phi, pairing, numbers, factor):
     refuse_tangents(OP, *real, *fake)
     form, count = form_of(phi, pairing, numbers), len(fake)
     logits = [*_dense("real", real), *_dense("fake", fake)]
-    return _forward(_choose(OP, form, logits, count), form, factor, True, count, logits)[:2]
+    return _forward(_choose(OP, logits), form, factor, True, count, logits)[:2]
 
 
 @_library_op.register_fake
@@ -413,7 +406,7 @@ def _(real, fake, phi, pairing, numbers, factor):
 def _library_backward(grad_loss, real, fake, phi, pairing, numbers, factor):
     form, count = form_of(phi, pairing, numbers), len(fake)
     logits = [*_dense("real", real), *_dense("fake", fake)]
-    backend = _choose(BACKWARD, form, logits, count)
+    backend = _choose(BACKWARD, logits)
     needed = [True] * len(logits)
     grads = _backward(backend, form, factor, count, logits, grad_loss, needed)
     return [grad.contiguous() for grad in grads]

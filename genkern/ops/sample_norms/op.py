@@ -26,11 +26,11 @@ from genkern.ops._tensors import (
     materialized,
     with_dense_samples,
 )
-from genkern.ops.sample_norms import reference
+from genkern.ops.sample_norms import cuda, reference
 
 OP = "sample_norms"
 BACKWARD = OP + ".backward"
-KERNELS = ("cpu", "triton")
+KERNELS = ("cpu", "cuda", "triton")
 FUNCTION_NUMBER = {"squares": 0, "square": 1, "distance": 2, "excess": 3, "largest": 4}
 
 
@@ -122,10 +122,15 @@ def _forward(backend, tensors, sizes, function, center, weight):
     sums = first.new_empty(total, dtype=torch.float64)
     shape = (total,) if function == "squares" else ()
     value = first.new_empty(shape, dtype=ARITHMETIC[first.dtype])
+    items = [(*item, 0) for item in items]
+    constants = _constants(function, center, weight, first)
+    if backend == "cuda":
+        cuda.forward(items, constants, sums, value)
+        return value, sums
     native.sample_norms_forward(
-        [(*item, 0) for item in items],
+        items,
         groups,
-        *_constants(function, center, weight, first),
+        *constants,
         sums.data_ptr(),
         value.data_ptr(),
         torch.get_num_threads(),
@@ -149,13 +154,18 @@ def _backward(backend, tensors, sizes, function, center, weight, sums, grad_valu
         call = sizes, groups, items, function, center, weight
         _triton_kernels().backward(*call, sums, grad_value, grads)
         return grads
+    items = [
+        (*item, 0 if grad is None else grad.data_ptr())
+        for item, grad in zip(items, grads, strict=True)
+    ]
+    constants = _constants(function, center, weight, tensors[0])
+    if backend == "cuda":
+        cuda.backward(items, constants, sums, grad_value)
+        return grads
     native.sample_norms_backward(
-        [
-            (*item, 0 if grad is None else grad.data_ptr())
-            for item, grad in zip(items, grads, strict=True)
-        ],
+        items,
         groups,
-        *_constants(function, center, weight, tensors[0]),
+        *constants,
         sums.data_ptr(),
         grad_value.data_ptr(),
         torch.get_num_threads(),
