@@ -94,8 +94,9 @@ def test_only_what_the_executor_took_is_executed(script, monkeypatch):
     }
 
 
-def test_the_plugin(script, tmp_path, pytestconfig):
+def test_the_plugin(script, tmp_path, pytestconfig, monkeypatch):
     """A run of its own over small tests: passed, failed, skipped, and one that compiles."""
+    monkeypatch.setattr("genkern.ptx.Module.launch", lambda module: None)
     folder = tmp_path / "tests" / "cuda"
     folder.mkdir(parents=True)
     (folder / "test_small.py").write_text(
@@ -103,13 +104,7 @@ def test_the_plugin(script, tmp_path, pytestconfig):
 import pytest, torch
 from genkern import backend, ptx
 
-@pytest.fixture(autouse=True)
-def stub(monkeypatch):
-    monkeypatch.setattr(ptx.Module, "launch", lambda module: None)
-
 def run(dtype):
-    backend.listeners.append([])
-    backend.record("losses", "cuda", "")
     backend.choose("losses", torch.zeros(1, dtype=dtype), ("cpu", "cuda"))
     backend.record("losses", "cuda", "asked for")
     ptx.Module.launch(None)

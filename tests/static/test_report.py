@@ -124,9 +124,10 @@ def test_a_kernel_without_a_loop_stands_in_parentheses():
 def test_calls_and_bytes():
     bounds = {"sm_80": [2e-6, "memory"], "sm_90": [1e-6, "tensor"]}
     call = {"call": "a call", "operations": 0, "least_bytes": 4_000_000, "bounds": bounds}
+    call |= {"triton_launches": 3, "launches": [{}, {}]}
     moved = {"call": "a call", "launches": 1, "read": 3e6, "written": 1e6, "least": 2e6}
-    text = render.render(facts(calls=[{**call, "launches": [{}, {}]}], bytes=[moved]))
-    assert "| a call | 2 | 4.0 | – | 2.0 µs (memory) | 1.0 µs (tensor) |" in text
+    text = render.render(facts(calls=[call], bytes=[moved]))
+    assert "| a call | 2 | 3 | 4.0 | – | 2.0 µs (memory) | 1.0 µs (tensor) |" in text
     assert "| a call | 3.00 | 1.00 | 2.00 | 2.00× |" in text
     assert "Lower bounds, not predictions" in " ".join(text.split())
 
