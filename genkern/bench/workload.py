@@ -1,5 +1,6 @@
 """One workload: what is prepared per implementation, and how."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,11 +36,12 @@ class Workload:
     def allowed_error(self, eager_error):
         return self.error_ratio * eager_error + FLOOR[self.dtype]
 
-    def prepare(self, implementation):
+    def prepare(self, implementation, device="cpu"):
         torch.manual_seed(0)
-        if implementation == "exact":
-            return self.build("eager", torch.float64)
-        return self.build(implementation, self.dtype)
+        with torch.device(device) if device != "cpu" else contextlib.nullcontext():
+            if implementation == "exact":
+                return self.build("eager", torch.float64)
+            return self.build(implementation, self.dtype)
 
 
 def largest_error(got, exact):
@@ -52,8 +54,10 @@ def largest_error(got, exact):
 
 
 def numbers(*shape, dtype, grad=True):
-    """Random values that every dtype gets alike: drawn in fp32, rounded to bf16's grid."""
-    return torch.randn(shape).bfloat16().to(dtype).requires_grad_(grad)
+    """Random values that every dtype and device gets alike: drawn in fp32 on the CPU, rounded to
+    bf16's grid."""
+    drawn = torch.randn(shape, device="cpu").bfloat16()
+    return drawn.to(torch.get_default_device(), dtype).requires_grad_(grad)
 
 
 def compiled(function, implementation):
