@@ -38,7 +38,8 @@ class Assembly(NamedTuple):
     """text: PTX or AMD GCN. registers: of a thread. spills: bytes of memory of its own that a
     thread needs beside them (AMD's scalars that lie in lanes of vector registers need none).
     shared_bytes: of a block. threads: of a block. arguments: (type, value) of each parameter, in
-    Triton's names of types; Triton's own scratch pointers come after them."""
+    Triton's names of types; Triton's own scratch pointers come after them. binary: cubin or
+    hsaco."""
 
     kernel: str
     target: str
@@ -48,6 +49,7 @@ class Assembly(NamedTuple):
     shared_bytes: int
     threads: int
     arguments: list
+    binary: bytes
 
     def instructions(self, name):
         """How many instructions have this in their name."""
@@ -72,10 +74,12 @@ def compiled(launch, target):
         text = result.asm["amdgcn"]
         spills = _number(r"\.private_segment_fixed_size:\s+(\d+)", text)
         registers = _number(r"\.vgpr_count:\s+(\d+)", text)
-        return Assembly(name, target, text, registers, spills, shared, *call)
-    usage = _resource_usage(result.asm["cubin"])
+        binary = result.asm["hsaco"]
+        return Assembly(name, target, text, registers, spills, shared, *call, binary)
+    text, binary = result.asm["ptx"], result.asm["cubin"]
+    usage = _resource_usage(binary)
     registers, spills = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
-    return Assembly(name, target, result.asm["ptx"], registers, spills, shared, *call)
+    return Assembly(name, target, text, registers, spills, shared, *call, binary)
 
 
 def _arguments(launch, signature):
@@ -105,7 +109,8 @@ def report(cases, targets):
                 call()
             for launch in launches:
                 found = compiled(launch, target)
-                row = {k: v for k, v in found._asdict().items() if k not in ("text", "arguments")}
+                left_out = "text", "arguments", "binary"
+                row = {k: v for k, v in found._asdict().items() if k not in left_out}
                 row["options"] = {k: v for k, v in launch.options.items() if k.startswith("num_")}
                 row["instructions"] = {name: found.instructions(name) for name in TENSOR_CORES}
                 print(json.dumps({"case": name, **row}), flush=True)

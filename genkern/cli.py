@@ -1,10 +1,11 @@
-"""The `genkern` command: info, train, sample, bench. Each part brings its own arguments."""
+"""The `genkern` command: info, train, sample, bench, static. Each part brings its own arguments."""
 
 import argparse
 import sys
 
 from genkern.bench.command import add_bench_parser
 from genkern.info import add_info_parser
+from genkern.static.command import add_static_parser
 from genkern.train.commands import add_sample_parser, add_train_parser
 
 
@@ -14,7 +15,13 @@ def build_parser():
         description="Fused PyTorch kernels for training generative models.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_info_parser, add_train_parser, add_sample_parser, add_bench_parser):
+    for add in (
+        add_info_parser,
+        add_train_parser,
+        add_sample_parser,
+        add_bench_parser,
+        add_static_parser,
+    ):
         add(commands)
     return parser
 

@@ -123,4 +123,50 @@ GK_EACH_LEVEL(Status attention_forward(const AttentionForward& args);
               Status attention_second(const AttentionSecond& args);
               Status attention_jvp(const AttentionJvp& args);)
 
+namespace cuda {
+
+// What the CUDA launchers need beside the contract's structs. Of several sequences N and M are all
+// rows here, and the longest sequences stand in this; the problem's own seed is not read. Every
+// launcher asks for fp32, bf16 or fp16 and at most 256 features.
+struct AttentionLaunch {
+  const int64_t* seed;  // of dropout, on the device; null: none
+  int64_t longest_q, longest_k;
+  void* stream;
+};
+
+// What the backward's sweep by rows tells the passes after it, of every row: the shift as it is
+// taken off exp2's argument, +inf where the row sees nothing; 1 / sum, then 0; and level = δ - λ.
+struct RowFacts {
+  RowNumbers shift, inverse, level;
+};
+
+Status attention_forward(const AttentionForward& args, const AttentionLaunch& call);
+
+// The facts, and the gradient of q (data null: not wanted); no other gradient is looked at.
+Status attention_backward_rows(const AttentionBackward& args, const RowFacts& facts,
+                               const AttentionLaunch& call);
+
+// The gradients of k and v, and dS summed over the queries of every head, [B, H, M]: each wanted
+// where its data is not null.
+struct AttentionColumns {
+  AttentionProblem problem;
+  RowFacts facts;
+  Heads grad_out, grad_k, grad_v;
+  RowNumbers sums;
+};
+Status attention_backward_columns(const AttentionColumns& args, const AttentionLaunch& call);
+
+// The gradient of a bias [batches, heads, N, M] with rows and keys of its own: dS summed over what
+// shares it.
+struct AttentionBiasGradient {
+  AttentionProblem problem;
+  RowFacts facts;
+  Heads grad_out;
+  Bias grad;
+  int64_t batches, heads;
+};
+Status attention_bias_gradient(const AttentionBiasGradient& args, const AttentionLaunch& call);
+
+}  // namespace cuda
+
 }  // namespace genkern

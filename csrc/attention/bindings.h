@@ -74,6 +74,65 @@ inline AttentionProblem problem(const ProblemArgument& argument) {
           heads(v)};
 }
 
+#ifdef GK_HAVE_CUDA
+// Address of the seed; the longest sequences of queries and of keys; stream.
+using LaunchArgument = std::tuple<Address, int64_t, int64_t, Address>;
+
+inline cuda::AttentionLaunch launch_of(const LaunchArgument& argument) {
+  const auto& [seed, longest_q, longest_k, stream] = argument;
+  return {static_cast<const int64_t*>(pointer(seed)), longest_q, longest_k, pointer(stream)};
+}
+
+// The numbers of each kind lie behind one another.
+using FactsArgument = std::array<NumbersArgument, 3>;
+
+inline cuda::RowFacts facts_of(const FactsArgument& argument) {
+  return {numbers(argument[0]), numbers(argument[1]), numbers(argument[2])};
+}
+
+inline void bind_attention_cuda(py::module_& m) {
+  using H = const HeadsArgument&;
+  using R = const NumbersArgument&;
+  using F = const FactsArgument&;
+  using L = const LaunchArgument&;
+
+  m.def("attention_forward_cuda",
+        [](const ProblemArgument& p, H out, R shift, R sum, R lse, L launch) {
+          const AttentionForward args{
+              problem(p), heads(out), {numbers(shift), numbers(sum)}, numbers(lse)};
+          py::gil_scoped_release release;
+          check(cuda::attention_forward(args, launch_of(launch)), "attention_forward_cuda");
+        });
+  m.def("attention_backward_rows_cuda", [](const ProblemArgument& p, R shift, R sum, H grad_out,
+                                           R grad_lse, H grad_q, F facts, L launch) {
+    const AttentionBackward args{problem(p),
+                                 {numbers(shift), numbers(sum)},
+                                 heads(grad_out),
+                                 numbers(grad_lse),
+                                 {heads(grad_q)}};
+    py::gil_scoped_release release;
+    check(cuda::attention_backward_rows(args, facts_of(facts), launch_of(launch)),
+          "attention_backward_rows_cuda");
+  });
+  m.def("attention_backward_columns_cuda",
+        [](const ProblemArgument& p, F facts, H grad_out, H grad_k, H grad_v, R sums, L launch) {
+          const cuda::AttentionColumns args{problem(p),    facts_of(facts), heads(grad_out),
+                                            heads(grad_k), heads(grad_v),   numbers(sums)};
+          py::gil_scoped_release release;
+          check(cuda::attention_backward_columns(args, launch_of(launch)),
+                "attention_backward_columns_cuda");
+        });
+  m.def("attention_bias_gradient_cuda", [](const ProblemArgument& p, F facts, H grad_out,
+                                           const BiasGradientArgument& grad, int64_t batches,
+                                           int64_t heads_of_bias, L launch) {
+    const cuda::AttentionBiasGradient args{problem(p),          facts_of(facts), heads(grad_out),
+                                           bias_gradient(grad), batches,         heads_of_bias};
+    py::gil_scoped_release release;
+    check(cuda::attention_bias_gradient(args, launch_of(launch)), "attention_bias_gradient_cuda");
+  });
+}
+#endif
+
 inline void bind_attention(py::module_& m) {
   using H = const HeadsArgument&;
   using R = const NumbersArgument&;
@@ -126,6 +185,9 @@ inline void bind_attention(py::module_& m) {
           py::gil_scoped_release release;
           check(GK_PICK(attention_jvp)(args), "attention_jvp");
         });
+#ifdef GK_HAVE_CUDA
+  bind_attention_cuda(m);
+#endif
 }
 
 }  // namespace bindings

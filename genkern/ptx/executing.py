@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from genkern.ops import _cuda, _triton
 from genkern.ptx import shipped
+from genkern.ptx.execute import Module
 from genkern.ptx.memory import WatchedMemory
 
 TARGET = "sm_80"  # shipped PTX is for it too (setup.py), and it is the newest without wgmma
@@ -92,8 +93,6 @@ _triton_modules = {}
 
 
 def _triton_module(text):
-    from genkern.ptx import Module
-
     if text not in _triton_modules:
         _triton_modules[text] = Module(text)
     return _triton_modules[text]

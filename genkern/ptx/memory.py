@@ -3,6 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from genkern.ptx.execute import Buffer
+
 # What these give, kernels may write.
 _ALLOCATIONS = {
     "aten::empty",
@@ -52,8 +54,6 @@ class WatchedMemory(TorchDispatchMode):
     def add(self, tensor):
         if tensor.numel() == 0:
             return
-        from genkern.ptx import Buffer
-
         storage = tensor.untyped_storage()
         start = storage.data_ptr() + tensor.storage_offset() * tensor.element_size()
         last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))

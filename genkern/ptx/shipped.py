@@ -5,6 +5,8 @@ import gzip
 import re
 from pathlib import Path
 
+from genkern.ptx.execute import Module
+
 FOLDER = Path(__file__).resolve().parent / "shipped"
 
 
@@ -44,6 +46,4 @@ def module_of(kernel):
 
 @functools.cache
 def _module(file):
-    from genkern.ptx import Module
-
     return Module(text(file))

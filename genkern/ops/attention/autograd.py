@@ -43,8 +43,9 @@ class _Launches:
         return self._follow("jvp", args)
 
     def _follow(self, name, args):
-        backends.record(f"{OP}.{name}", self.backend, "the forward ran there")
-        return getattr(kernels.launches(self.backend), name)(*args)
+        backend, reason = kernels.following(f"{OP}.{name}", self.backend, args[0])
+        backends.record(f"{OP}.{name}", backend, reason)
+        return getattr(kernels.launches(backend), name)(*args)
 
 
 class Kernels:

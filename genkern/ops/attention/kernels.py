@@ -1,5 +1,6 @@
-"""Launches of the native attention kernels: addresses, strides, and memory for the results. Those
-of Triton's kernels (triton/launch.py) are the same functions, and share what is here of memory.
+"""Launches of the CPU's attention kernels: addresses, strides, and memory for the results. Those of
+CUDA's (cuda.py) and Triton's kernels (triton/launch.py) are the same functions, and share what is
+here.
 
 The contract is in csrc/attention/attention.h. `inputs` is (q, k, v, bias, key_bias), `fixed` and
 `settings` are the tuples of arguments.py; `rows` [2, B, H, N] is what the forward keeps. A tangent
@@ -18,9 +19,12 @@ from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER, is_ordinary, material
 from genkern.ops.attention.arguments import OP, check_values
 
 NAMES = ("q", "k", "v", "attn_mask", "the key bias")
-KERNELS = ("triton", "cpu")
-WIDEST_ON_TRITON = 256
-WIDEST_FP64 = 64  # there: more do not fit into registers
+KERNELS = ("triton", "cuda", "cpu")
+WIDEST_ON_GPU = 256
+WIDEST_FP64 = 64  # on Triton: more do not fit into registers
+WIDEST_TWICE = 0  # on CUDA, for the passes of second order and forward mode
+_TWICE = (".second", ".jvp")
+_TOO_OLD = ("sm_70", "sm_72", "sm_75")
 ALL = (True,) * 5
 
 _NO_HEADS = (0, 0, 0, 0)
@@ -32,19 +36,25 @@ _STORAGE, _ARITHMETIC, _BOOLEAN = range(3)
 
 def choose(op, inputs):
     """The backend for inputs like these."""
-    beyond_triton = _beyond_triton(*inputs[:3])
-    if beyond_triton:
-        without = tuple(name for name in KERNELS if name != "triton")
-        return backends.choose(op, inputs[0], without, beyond_triton)
-    return backends.choose(op, inputs[0], KERNELS)
+    beyond = {"triton": _beyond_triton(*inputs[:3]), "cuda": _beyond_cuda(op, *inputs[:3])}
+    able = tuple(name for name in KERNELS if not beyond.get(name))
+    what = beyond.get(backends.wanted()) or beyond["triton"] or beyond["cuda"]
+    return backends.choose(op, inputs[0], able, what)
+
+
+def _beyond_both(q, k, v):
+    """What the kernels for GPUs don't do, or None."""
+    if max(q.shape[3], v.shape[3]) > WIDEST_ON_GPU:
+        return f"heads of more than {WIDEST_ON_GPU} features"
+    if q.shape[2] + k.shape[2] >= 2**31:
+        return "2**31 rows"
+    return None
 
 
 def _beyond_triton(q, k, v):
     """What Triton's kernels don't do, or None."""
-    if max(q.shape[3], v.shape[3]) > WIDEST_ON_TRITON:
-        return f"heads of more than {WIDEST_ON_TRITON} features"
-    if q.shape[2] + k.shape[2] >= 2**31:
-        return "2**31 rows"
+    if beyond := _beyond_both(q, k, v):
+        return beyond
     if q.is_cpu and backends.wanted() != "triton":
         return None  # nobody asks
     if q.dtype == torch.float64 and _triton.problem() is None:
@@ -52,15 +62,45 @@ def _beyond_triton(q, k, v):
             return f"{q.dtype} with a Triton older than 3.5"
         if max(q.shape[3], v.shape[3]) > WIDEST_FP64 and _triton.target(q) != "interpreter":
             return f"{q.dtype} heads of more than {WIDEST_FP64} features"
-    if q.is_cuda and _triton.target(q) in ("sm_70", "sm_72", "sm_75"):
+    if q.is_cuda and _triton.target(q) in _TOO_OLD:
         return "GPUs older than sm_80"
     return None
+
+
+def _beyond_cuda(op, q, k, v):
+    """What the CUDA kernels don't do, or None."""
+    if q.is_cpu and backends.wanted() != "cuda":
+        return None  # nobody asks
+    if beyond := _beyond_both(q, k, v):
+        return beyond
+    if q.dtype == torch.float64:
+        return f"{q.dtype}"
+    if op.endswith(_TWICE) and max(q.shape[3], v.shape[3]) > WIDEST_TWICE:
+        return f"heads of more than {WIDEST_TWICE} features"
+    if q.is_cuda and _triton.target(q) in _TOO_OLD:
+        return "GPUs older than sm_80"
+    return None
+
+
+def following(op, backend, inputs):
+    """(backend, reason) for a pass whose forward ran on a backend: the same one where it has the
+    pass."""
+    beyond = _beyond_cuda(op, *inputs[:3]) if backend == "cuda" else None
+    if beyond is None:
+        return backend, "the forward ran there"
+    problem = _triton.problem() or _beyond_triton(*inputs[:3])
+    why = f"the forward ran on 'cuda', which has no {op} for {beyond}"
+    return ("reference", f"{why}; {problem}") if problem else ("triton", why)
 
 
 def launches(backend):
     """The module whose functions launch the backend's kernels."""
     if backend == "triton":
         return importlib.import_module("genkern.ops.attention.triton.launch")
+    if backend == "cuda":
+        return importlib.import_module("genkern.ops.attention.cuda")
+    if backend == "reference":
+        return importlib.import_module("genkern.ops.attention.by_reference")
     return sys.modules[__name__]
 
 
@@ -73,9 +113,9 @@ def forward(inputs, fixed, settings, want_lse):
     rows = new_rows(q)
     native.attention_forward(
         _problem(inputs, fixed, settings),
-        _heads(out, fixed),
+        heads_address(out, fixed),
         *_row_addresses(rows, fixed),
-        _NO_NUMBERS if lse is None else _numbers(lse, fixed),
+        numbers_address(lse, fixed),
     )
     return out, lse, rows
 
@@ -109,8 +149,8 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
         *_cotangent_addresses(cotangents, fixed),
         *_tangent_addresses(tangents, inputs, fixed),
         *addresses[:3],
-        _NO_HEADS if of_out is None else _heads(of_out, fixed),
-        _NO_NUMBERS if of_lse is None else _numbers(of_lse, fixed),
+        heads_address(of_out, fixed),
+        numbers_address(of_lse, fixed),
         *addresses[3:],
     )
     return *in_dtypes_of(inputs, grads), of_out, of_lse
@@ -126,8 +166,8 @@ def jvp(inputs, fixed, settings, rows, tangents):
         _problem(inputs, fixed, settings),
         *_row_addresses(rows, fixed),
         *_tangent_addresses(tangents, inputs, fixed),
-        _heads(out, fixed),
-        _numbers(lse, fixed),
+        heads_address(out, fixed),
+        numbers_address(lse, fixed),
     )
     return out, lse
 
@@ -234,15 +274,26 @@ def cotangents_of(inputs, grad_out, grad_lse):
 
 
 def _problem(inputs, fixed, settings):
-    q, k, v, bias, key_bias = inputs
-    B, H, N, d = q.shape
-    _, Hk, M, dv = v.shape
-    key_lengths, q_starts, k_starts, seed = fixed
-    if q_starts is not None or key_lengths is not None:
+    """For the CPU, where values can be read."""
+    _, q_starts, _, seed = fixed
+    if q_starts is not None or fixed.key_lengths is not None:
         settings = check_values(inputs, fixed, settings)
-    scale, softcap, dropout_p, left, right, lower_right, longest_q, longest_k = settings
+    N, M = inputs[0].shape[2], inputs[1].shape[2]
     if q_starts is not None:
-        B, N, M = q_starts.shape[0] - 1, longest_q, longest_k
+        N, M = settings.longest_q, settings.longest_k
+    seed = 0 if seed is None else seed.item() & 0xFFFFFFFFFFFFFFFF
+    return problem_arguments(inputs, fixed, settings, seed, N, M)
+
+
+def problem_arguments(inputs, fixed, settings, seed, N, M):
+    """The contract's problem. N, M: all rows, or of several sequences what the backend wants."""
+    q, k, v, bias, key_bias = inputs
+    B, H, _, d = q.shape
+    _, Hk, _, dv = v.shape
+    key_lengths, q_starts, k_starts, _ = fixed
+    scale, softcap, dropout_p, left, right, lower_right, _, _ = settings
+    if q_starts is not None:
+        B = q_starts.shape[0] - 1
     if H == 0:  # no batch of one head: the kernels divide by the number of heads
         B, H, Hk = 0, 1, 1
     return (
@@ -250,14 +301,14 @@ def _problem(inputs, fixed, settings):
         (B, H, Hk, N, M, d, dv),
         (scale, softcap, dropout_p),
         (left, right, lower_right),
-        0 if seed is None else seed.item() & 0xFFFFFFFFFFFFFFFF,
+        seed,
         torch.get_num_threads(),
         (_flat_address(q_starts), _flat_address(k_starts), _flat_address(key_lengths)),
         _NO_BIAS if bias is None else _bias(bias, q),
-        _NO_NUMBERS if key_bias is None else _numbers(key_bias, fixed),
-        _heads(q, fixed),
-        _heads(k, fixed),
-        _heads(v, fixed),
+        numbers_address(key_bias, fixed),
+        heads_address(q, fixed),
+        heads_address(k, fixed),
+        heads_address(v, fixed),
     )
 
 
@@ -265,12 +316,16 @@ def _flat_address(x):
     return 0 if x is None else x.data_ptr()
 
 
-def _heads(x, fixed):
+def heads_address(x, fixed):
+    if x is None:
+        return _NO_HEADS
     batch, head, row, _ = x.stride()
     return x.data_ptr(), batch if fixed.q_starts is None else 0, head, row
 
 
-def _numbers(x, fixed):
+def numbers_address(x, fixed):
+    if x is None:
+        return _NO_NUMBERS
     batch, head, _ = x.stride()
     return x.data_ptr(), batch if fixed.q_starts is None else 0, head
 
@@ -291,24 +346,28 @@ def _bias_strides(x):
     return (s if size > 1 else 0 for s, size in zip(x.stride(), x.shape, strict=True))
 
 
+def bias_gradient_address(x):
+    return _NO_BIAS_GRADIENT if x is None else (x.data_ptr(), *_bias_strides(x))
+
+
 def _cotangent_addresses(cotangents, fixed):
     grad_out, grad_lse = cotangents
-    return _heads(grad_out, fixed), _NO_NUMBERS if grad_lse is None else _numbers(grad_lse, fixed)
+    return heads_address(grad_out, fixed), numbers_address(grad_lse, fixed)
 
 
 def _tangent_addresses(tangents, inputs, fixed):
     *heads, bias, key_bias = tangents
     return (
-        *(_NO_HEADS if x is None else _heads(x, fixed) for x in heads),
+        *(heads_address(x, fixed) for x in heads),
         _NO_BIAS if bias is None else _bias(bias, inputs[0]),
-        _NO_NUMBERS if key_bias is None else _numbers(key_bias, fixed),
+        numbers_address(key_bias, fixed),
     )
 
 
 def _gradient_addresses(grads, inputs, fixed):
     *heads, bias, key_bias = grads
     return (
-        *(_NO_HEADS if x is None else _heads(x, fixed) for x in heads),
-        _NO_BIAS_GRADIENT if bias is None else (bias.data_ptr(), *_bias_strides(bias)),
-        _NO_NUMBERS if key_bias is None else _numbers(key_bias, fixed),
+        *(heads_address(x, fixed) for x in heads),
+        bias_gradient_address(bias),
+        numbers_address(key_bias, fixed),
     )

@@ -10,6 +10,7 @@ from genkern.ops._tensors import ARITHMETIC
 from genkern.ops.spectral_norm import reference
 
 OP = "spectral_norm"
+ORDER_NUMBER = {"u_first": 0, "v_first": 1}  # UpdateOrder of csrc/spectral_norm/spectral_norm.h
 
 
 class Settings(NamedTuple):

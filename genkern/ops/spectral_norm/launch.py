@@ -14,9 +14,7 @@ import torch
 
 from genkern._native import native
 from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER, is_ordinary, materialized
-from genkern.ops.spectral_norm.arguments import OP
-
-ORDER_NUMBER = {"u_first": 0, "v_first": 1}
+from genkern.ops.spectral_norm.arguments import OP, ORDER_NUMBER
 
 
 class Layout(NamedTuple):
@@ -169,6 +167,10 @@ def _kernels(backend):
         from genkern.ops.spectral_norm.triton.forward import forward
 
         return forward, backward
+    if backend == "cuda":
+        from genkern.ops.spectral_norm import cuda
+
+        return cuda.forward, cuda.backward
     return _native_forward, _native_backward
 
 

@@ -23,7 +23,7 @@ from genkern.ops._tensors import ARITHMETIC, is_plain, materialized
 from genkern.ops.spectral_norm import launch, reference
 from genkern.ops.spectral_norm.arguments import OP, Settings, check_arguments
 
-KERNELS = ("cpu", "triton")
+KERNELS = ("cpu", "cuda", "triton")
 
 
 class Normalized(NamedTuple):

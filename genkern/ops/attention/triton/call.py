@@ -1,7 +1,5 @@
 """One call of an attention kernel's pass: what its launches share."""
 
-import torch
-
 from genkern.ops import _device, _triton
 from genkern.ops._tensors import ARITHMETIC
 from genkern.ops.attention import kernels
@@ -86,8 +84,11 @@ class Call:
 
         self._launch(kernel, name, sized)
 
-    def over_bias(self, kernel, name, grad, *args):
-        """A program for every tile of a bias."""
+    def of_bias_tiles(self, kernel, name, *args):
+        """The function that fills the gradient of a bias by a program for every tile of it."""
+        return lambda grad: self._over_bias(kernel, name, grad, *args)
+
+    def _over_bias(self, kernel, name, grad, *args):
         B, H, N, M = grad.shape
         sharing = self.inputs[0].shape[1] // max(1, H), self.inputs[0].shape[0] // max(1, B)
 
@@ -130,42 +131,6 @@ class Call:
         target, dtype = _triton.target(self.inputs[0]), self.inputs[0].dtype
         widest = max(self.constants["D"], self.constants["DV"])
         return configurations.choose(name, target, dtype, widest, self.is_heavy)
-
-    # ---- Gradients of biases, out of sums of a tile's rows or columns, or of whole tiles
-
-    def column_sums(self, grads):
-        """Memory [B, H, M] for them where a bias wants them, or None."""
-        q, k, _, bias, _ = self.inputs
-        of_bias = grads[3] is not None and not self._has_rows(bias) and self._has_keys(bias)
-        if grads[4] is None and not of_bias:
-            return None
-        return q.new_empty(*q.shape[:2], k.shape[2], dtype=ARITHMETIC[q.dtype])
-
-    def finish_biases(self, grads, column_sums, row_sums, kernel, name, *args):
-        """Fills the gradients of both biases; row_sums [B, H, N], None: zero. `kernel` makes those
-        of a bias with rows and keys of its own."""
-        grad_bias, grad_key_bias = grads[3:]
-        if grad_key_bias is not None:
-            B, Hk, M = grad_key_bias.shape
-            group = self.inputs[0].shape[1] // max(1, Hk)
-            torch.sum(column_sums.view(B, Hk, group, M), 2, out=grad_key_bias)
-        if grad_bias is None:
-            return
-        if not self._has_keys(grad_bias):
-            if row_sums is None:
-                grad_bias.zero_()
-            else:
-                grad_bias.copy_(row_sums[..., None].sum_to_size(grad_bias.shape))
-        elif not self._has_rows(grad_bias):
-            grad_bias.copy_(column_sums[:, :, None].sum_to_size(grad_bias.shape))
-        else:
-            self.over_bias(kernel, name, grad_bias, *args)
-
-    def _has_rows(self, bias):
-        return bias.shape[2] == self.inputs[0].shape[2]
-
-    def _has_keys(self, bias):
-        return bias.shape[3] == self.inputs[1].shape[2]
 
 
 def near_rows(x):

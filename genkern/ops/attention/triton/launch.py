@@ -2,7 +2,7 @@
 
 import torch
 
-from genkern.ops.attention import kernels
+from genkern.ops.attention import bias_sums, kernels
 from genkern.ops.attention.triton.backward import (
     attention_backward_columns,
     attention_backward_rows,
@@ -47,7 +47,7 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.A
         levels,
         call.heads(grads[0]),
     )
-    sums = call.column_sums(grads)
+    sums = bias_sums.new_column_sums(call.inputs, grads)
     if any(x is not None for x in (grads[1], grads[2], sums)):
         call.over_keys(
             attention_backward_columns,
@@ -59,9 +59,8 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.A
             call.numbers(sums),
         )
     row_sums = None if grad_lse is None else torch.where(rows[1] > 0, grad_lse, 0)
-    call.finish_biases(
-        grads, sums, row_sums, attention_bias_gradient, "bias_gradient", *known, levels
-    )
+    of_tiles = call.of_bias_tiles(attention_bias_gradient, "bias_gradient", *known, levels)
+    bias_sums.finish(call.inputs, grads, sums, row_sums, of_tiles)
     return kernels.in_dtypes_of(call.inputs, grads)
 
 
@@ -81,12 +80,13 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
     for of_q, of_o in call.turns("second_rows", (grads[0], None), (None, of_out)):
         results = call.heads(of_q), call.heads(of_o)
         call.over_queries(attention_second_rows, "second_rows", *known, *results)
-    sums = call.column_sums(grads)
+    sums = bias_sums.new_column_sums(call.inputs, grads)
     turns = call.turns("second_columns", (grads[1], sums, None), (None, None, grads[2]))
     for of_k, of_bias, of_v in turns:
         results = call.heads(of_k), call.heads(of_v), call.numbers(of_bias)
         call.over_keys(attention_second_columns, "second_columns", *known, *results)
-    call.finish_biases(grads, sums, None, attention_second_bias, "second_bias", *known)
+    of_tiles = call.of_bias_tiles(attention_second_bias, "second_bias", *known)
+    bias_sums.finish(call.inputs, grads, sums, None, of_tiles)
     return *kernels.in_dtypes_of(call.inputs, grads), of_out, taus if wanted[6] else None
 
 

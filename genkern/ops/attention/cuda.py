@@ -1,0 +1,95 @@
+"""Launches of the CUDA attention kernels: the functions of kernels.py, with the same results."""
+
+import torch
+
+from genkern._native import native
+from genkern.ops._device import on_device, stream
+from genkern.ops.attention import bias_sums, kernels
+from genkern.ops.attention.arguments import check_longest
+
+
+def forward(inputs, fixed, settings, want_lse):
+    """(out [B, H, N, dv], lse [B, H, N] or None, rows)"""
+    call = Call(inputs, fixed, settings)
+    q, _, v, _, _ = call.inputs
+    out = kernels.laid_out_like(q, v.shape[3])
+    lse = kernels.new_row_numbers(q) if want_lse else None
+    rows = kernels.new_rows(q)
+    call.launch(
+        native.attention_forward_cuda, call.heads(out), *call.planes(rows), call.numbers(lse)
+    )
+    return out, lse, rows
+
+
+def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.ALL):
+    """Gradients of the five inputs, each in its input's dtype."""
+    call = Call(inputs, fixed, settings)
+    grad_out, grad_lse = kernels.cotangents_of(call.inputs, grad_out, grad_lse)
+    grads = kernels.new_gradients(call.inputs, wanted)
+    sums = bias_sums.new_column_sums(call.inputs, grads)
+    facts, cotangent = call.planes(call.new_facts(3)), call.heads(grad_out)
+    call.launch(
+        native.attention_backward_rows_cuda,
+        *call.planes(rows),
+        cotangent,
+        call.numbers(grad_lse),
+        call.heads(grads[0]),
+        facts,
+    )
+    if any(x is not None for x in (grads[1], grads[2], sums)):
+        call.launch(
+            native.attention_backward_columns_cuda,
+            facts,
+            cotangent,
+            call.heads(grads[1]),
+            call.heads(grads[2]),
+            call.numbers(sums),
+        )
+
+    def of_tiles(grad):
+        sizes = grad.shape[:2]
+        launcher = native.attention_bias_gradient_cuda
+        call.launch(launcher, facts, cotangent, kernels.bias_gradient_address(grad), *sizes)
+
+    row_sums = None if grad_lse is None else torch.where(rows[1] > 0, grad_lse, 0)
+    bias_sums.finish(call.inputs, grads, sums, row_sums, of_tiles)
+    return kernels.in_dtypes_of(call.inputs, grads)
+
+
+class Call:
+    """What the launches of one pass share."""
+
+    def __init__(self, inputs, fixed, settings):
+        self.inputs = kernels.readable_inputs(inputs)
+        q = self.inputs[0]
+        if fixed.seed is not None:  # drawn on the CPU it moves without a wait
+            fixed = fixed._replace(seed=fixed.seed.to(q.device, non_blocking=True))
+        self.fixed = fixed
+        self.settings = check_longest(self.inputs, fixed, settings)
+
+    def launch(self, launcher, *args):
+        q, k = self.inputs[:2]
+        longest = q.shape[2], k.shape[2]
+        if self.fixed.q_starts is not None:
+            longest = self.settings.longest_q, self.settings.longest_k
+        seed = 0 if self.fixed.seed is None else self.fixed.seed.data_ptr()
+        problem = kernels.problem_arguments(
+            self.inputs, self.fixed, self.settings, 0, q.shape[2], k.shape[2]
+        )
+        with on_device(q):
+            launcher(problem, *args, (seed, *longest, stream(q)))
+
+    def heads(self, x):
+        return kernels.heads_address(x, self.fixed)
+
+    def numbers(self, x):
+        return kernels.numbers_address(x, self.fixed)
+
+    def planes(self, x):
+        """The addresses of the first dimension's planes, [B, H, N] each."""
+        return tuple(self.numbers(plane) for plane in x)
+
+    def new_facts(self, kinds):
+        """Memory for what a pass by rows tells the others."""
+        q = self.inputs[0]
+        return q.new_empty((kinds, *q.shape[:3]), dtype=torch.float32)

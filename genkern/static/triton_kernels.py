@@ -1,0 +1,65 @@
+"""Triton's kernels as the ops launch them, compiled for GPUs that are not here, with the numbers of
+`cubins.Kernel`."""
+
+import tempfile
+from typing import NamedTuple
+
+from genkern import assembly
+from genkern.ops import _triton
+from genkern.static import calls, sass, tools
+
+TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+
+class Compiled(NamedTuple):
+    """One launch of one call for one target."""
+
+    op: str
+    name: str  # with the call's dtype and shape
+    target: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    threads: int
+    loop: sass.Loop
+
+
+def kernels(of_calls, targets):
+    """What every launch of the calls becomes; of launches that compile to the same code in calls
+    of one dtype and shape one."""
+    found = {}
+    for target in targets:
+        for call in of_calls:
+            launches, _, _ = calls.step_under(
+                "triton", call, lambda target=target: _triton.recording(target)
+            )
+            for launch in launches:
+                one = compiled(call, launch, target)
+                found.setdefault((one.op, one.name, target), one)
+    return list(found.values())
+
+
+def compiled(call, launch, target):
+    made = assembly.compiled(launch, target)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.binary)
+        file.flush()
+        code = sass.functions(tools.output([tools.cuobjdump(), "-sass", file.name]))
+    return Compiled(
+        call.op,
+        f"{made.kernel} {calls.short_dtype(call.dtype)} {_kind(call)}",
+        target,
+        made.registers,
+        made.spills,
+        made.shared_bytes,
+        made.threads,
+        sass.inner_loop(code[made.kernel]),
+    )
+
+
+def _kind(call):
+    """What of a call's shape its kernels depend on."""
+    if call.op != "attention":
+        return call.shape
+    sizes, *others = call.shape.split()
+    return " ".join([f"d={sizes.split('×')[-1]}", *(x for x in others if x.startswith("dv"))])

@@ -1,0 +1,26 @@
+"""What the tests of the executor share: modules beside them that are no tests."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def _load(name):
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"ptx_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+
+
+# In this order: a later one imports the earlier ones, as ptx_exact, ptx_conformance, …
+for _name in (
+    "exact",
+    "conformance",
+    "integer_cases",
+    "float_cases",
+    "float_cases",
+    "half_cases",
+    "conversion_cases",
+):
+    _load(_name)
