@@ -114,8 +114,10 @@ inline void touch_for_read(Fiber& t, const Region& region, u64 address, u32 byte
   }
 }
 
+// `data`: what is going to be written; null where that is not known yet.
 inline void touch_for_write(Fiber& t, const Region& region, u64 address, u32 bytes, u32 line,
-                            Access access) {
+                            Access access, const u8* data) {
+  const u8* before = reinterpret_cast<const u8*>(address);
   Cell* cell = region.cells + (address - region.address);
   const Stamp stamp = stamp_of(t, line, access);
   for (u32 i = 0; i < bytes; ++i, ++cell) {
@@ -123,7 +125,7 @@ inline void touch_for_write(Fiber& t, const Region& region, u64 address, u32 byt
       check_other_block(t, cell->write, access, line, "writes", "wrote", address + i);
     if (cell->read.generation && cell->read.generation < machine.block_start)
       check_other_block(t, cell->read, access, line, "writes", "read", address + i);
-    check_write(t, *cell, line, access, "global", address + i);
+    check_write(t, *cell, line, access, "global", address + i, data && before[i] == data[i]);
     record_write(*cell, stamp);
   }
 }
@@ -163,11 +165,13 @@ inline void touch_shared_for_read(Fiber& t, u64 address, u32 bytes, u32 line, Ac
   }
 }
 
-inline void touch_shared_for_write(Fiber& t, u64 address, u32 bytes, u32 line, Access access) {
+inline void touch_shared_for_write(Fiber& t, u64 address, u32 bytes, u32 line, Access access,
+                                   const u8* data) {
+  const u8* before = memory.shared + (address - shared_start);
   Cell* cell = memory.shared_cells + (address - shared_start);
   const Stamp stamp = stamp_of(t, line, access);
   for (u32 i = 0; i < bytes; ++i, ++cell) {
-    check_write(t, *cell, line, access, "shared", address + i);
+    check_write(t, *cell, line, access, "shared", address + i, data && before[i] == data[i]);
     record_write(*cell, stamp);
   }
 }

@@ -96,7 +96,7 @@ u8* atomic_global(Thread& thread, u64 address, u32 bytes, u32 line, Semantics se
   Fiber& t = fiber(thread);
   const Region& region = region_to_write(t, address, bytes, line);
   check_alignment(t, address, bytes, line);
-  touch_for_write(t, region, address, bytes, line, strong);
+  touch_for_write(t, region, address, bytes, line, strong, nullptr);
   atomic_at(t, address, semantics);
   machine.launch->bytes_read += bytes;
   machine.launch->bytes_written += bytes;
@@ -107,7 +107,7 @@ u8* atomic_shared(Thread& thread, u64 address, u32 bytes, u32 line, Semantics) {
   Fiber& t = fiber(thread);
   u8* place = shared_place(t, address, bytes, line, "changes");
   touch_shared_for_read(t, address, bytes, line, strong);
-  touch_shared_for_write(t, address, bytes, line, strong);
+  touch_shared_for_write(t, address, bytes, line, strong, nullptr);
   return place;
 }
 

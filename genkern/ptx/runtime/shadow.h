@@ -124,10 +124,13 @@ inline void record_read(Fiber& t, Cell& cell, const Stamp& stamp) {
   }
 }
 
+// `rewrites`: the byte has the value already. Threads that hold the same numbers, as Triton's
+// layouts have it, may then write them in the same instruction: whoever is last, memory is the
+// same.
 inline void check_write(Fiber& t, Cell& cell, u32 line, Access access, const char* space,
-                        u64 address) {
+                        u64 address, bool rewrites) {
   if (__builtin_expect(cell.copying, 0)) report_copying(t, line, cell, address);
-  if (conflict(cell.write, t, access))
+  if (conflict(cell.write, t, access) && !(rewrites && cell.write.line == line))
     report_race(t, line, "writes", cell.write, "wrote", space, address);
   if (cell.read.generation == machine.generation) {
     if (conflict(cell.read, t, access))

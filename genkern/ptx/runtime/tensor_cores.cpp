@@ -73,7 +73,8 @@ void store(Request** lanes, u32, Fiber& last) {
     for (u32 row = 0; row < 8; ++row) {
       const u32 lane = 8 * m + row;
       const auto& r = as<MatrixRequest>(lanes, lane);
-      memcpy(write_shared(first[lane], shared_address(r.address), 16, r.line, plain), matrix[row],
+      const u8* data = reinterpret_cast<const u8*>(matrix[row]);
+      memcpy(write_shared(first[lane], shared_address(r.address), 16, r.line, plain, data), data,
              16);
     }
   }
