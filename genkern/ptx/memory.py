@@ -3,8 +3,6 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genkern.ptx.execute import Buffer
-
 # What these give, kernels may write.
 _ALLOCATIONS = {
     "aten::empty",

@@ -51,7 +51,7 @@ def _one(opcode, count, compute, name, mode, flag):
             bits = flushed(bits, name)
         return _saturated(bits, name) if ".sat" in flag else bits
 
-    names = ", ".join("{%s}" % letter for letter in "abc"[:count])
+    names = ", ".join(f"{{{letter}}}" for letter in "abc"[:count])
     register = _REGISTER[name]
     text = f"{opcode}{mode}{flag}.{name} {{d}}, {names}"
     return Case(text, register, (register,) * count, (name,) * count, expected, name)
@@ -128,7 +128,7 @@ def extreme(opcode, name, sign, count=2, modifiers=""):
         return exact.NAN if exact.is_nan_bits(result, name) else result ^ flip
 
     register = _REGISTER[name]
-    names = ", ".join("{%s}" % letter for letter in "abc"[:count])
+    names = ", ".join(f"{{{letter}}}" for letter in "abc"[:count])
     text = f"{opcode}{modifiers}.{name} {{d}}, {names}"
     return Case(text, register, (register,) * count, (name,) * count, expected, name)
 

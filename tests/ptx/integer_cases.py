@@ -71,7 +71,7 @@ def _bfe(type_):
         return masked(field, width)
 
     text = f"bfe.{type_} {{d}}, {{a}}, {{b}}, {{c}}"
-    small = list(range(0, 70)) + [255, 256, 257]
+    small = [*list(range(0, 70)), 255, 256, 257]
     return Case(
         text, f"b{width}", (f"b{width}", "b32", "b32"), (str(width), small, small), expected
     )
@@ -84,7 +84,7 @@ def _bfi(width):
         return masked(b & ~mask | (a << position) & mask, width)
 
     text = f"bfi.b{width} {{d}}, {{a}}, {{b}}, {{c}}, {{e}}"
-    small = list(range(0, 70)) + [255, 256, 257]
+    small = [*list(range(0, 70)), 255, 256, 257]
     register = f"b{width}"
     return Case(
         text,
@@ -103,7 +103,7 @@ def _shift(opcode, type_):
         return masked(a << by if opcode == "shl" else a >> by, width)
 
     text = f"{opcode}.{type_} {{d}}, {{a}}, {{b}}"
-    amounts = list(range(0, 70)) + [1000]
+    amounts = [*list(range(0, 70)), 1000]
     return Case(text, f"b{width}", (f"b{width}", "b32"), (str(width), amounts), expected)
 
 

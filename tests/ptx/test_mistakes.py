@@ -331,14 +331,14 @@ def test_a_copy_over_what_others_still_read():
 
 
 def test_copies_fill_with_zeros_and_read_no_further_than_they_say():
-    body = f"""
+    body = """
     mov.u32 %r3, tile;
     st.shared.b32 [%r3], 1;
     sub.u32 %r4, 12, 0;
-    cp.async.cg.shared.global [%r3], [%rd1], 16, {{source}};
+    cp.async.cg.shared.global [%r3], [%rd1], 16, {source};
     cp.async.wait_all;
-    ld.shared.v4.b32 {{{{%r4, %r5, %r6, %r7}}}}, [%r3];
-    st.global.v4.b32 [%rd2], {{{{%r4, %r5, %r6, %r7}}}};
+    ld.shared.v4.b32 {{%r4, %r5, %r6, %r7}}, [%r3];
+    st.global.v4.b32 [%rd2], {{%r4, %r5, %r6, %r7}};
     """
     tile = ".shared .align 16 .b8 tile[16];"
     x = np.zeros(8, np.uint64).view(np.uint32)[:5]

@@ -23,10 +23,7 @@ def _space(words):
 
 def _elements(operand, words):
     count = int(words["vector"][1:]) if words["vector"] != "none" else 1
-    if isinstance(operand, Vector):
-        elements = operand.elements
-    else:
-        elements = (operand,)
+    elements = operand.elements if isinstance(operand, Vector) else (operand,)
     if len(elements) != count:
         raise UnsupportedPTX(f"{count} elements expected")
     return elements
@@ -138,10 +135,7 @@ _ATOMIC_FLOAT = {
 def _atomic(translator, instruction, words):
     operands = list(_drop_hint(instruction, words, words["arity"]))
     operation, type_ = words["op"], words["type"]
-    if words["returns"]:
-        to = operands.pop(0)
-    else:
-        to = Sink()
+    to = operands.pop(0) if words["returns"] else Sink()
     address, *values = operands
     semantics = words.get("order", "none") if words.get("order", "none") != "none" else "relaxed"
     space = _space(words)
@@ -209,7 +203,7 @@ def _nothing(translator, instruction, words):
 _ORDER = "(order=.volatile)?"
 # Triton writes the space first.
 _ATOM_SEMANTICS = (
-    f"(order=.relaxed|.acquire|.release|.acq_rel)?{_SCOPE}?{_SPACE}",
+    f"(order=.relaxed|.acquire|.release|.acq_rel)?{_SCOPE}?(space=.global|.shared|.shared::cta)?",
     f"(space=.global|.shared|.shared::cta){_SCOPE}(order=.relaxed|.acquire|.release|.acq_rel)",
 )
 _HINT = "(hint=.L2::cache_hint)?"

@@ -1,6 +1,8 @@
 // The accesses that thread.h names.
 #include "memory.h"
 
+#include "order.h"
+
 namespace ptx {
 
 Memory memory;
@@ -12,6 +14,7 @@ const u8* read_global(Thread& thread, u64 address, u32 bytes, u32 line, Access a
   if (__builtin_expect(!region, 0)) report_outside(t, address, bytes, line, "reads");
   check_alignment(t, address, bytes, line);
   if (region->cells) touch_for_read(t, *region, address, bytes, line, access);
+  if (access == strong) observe(t, address, relaxed);
   machine.launch->bytes_read += bytes;
   return reinterpret_cast<const u8*>(address);
 }
@@ -21,6 +24,7 @@ u8* write_global(Thread& thread, u64 address, u32 bytes, u32 line, Access access
   const Region& region = region_to_write(t, address, bytes, line);
   check_alignment(t, address, bytes, line);
   touch_for_write(t, region, address, bytes, line, access, data);
+  if (access == strong) publish(t, address, relaxed, true);
   machine.launch->bytes_written += bytes;
   return reinterpret_cast<u8*>(address);
 }

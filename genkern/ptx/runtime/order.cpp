@@ -1,8 +1,12 @@
 // Blocks run here one after another; on a GPU nothing orders them. What one block wrote, another
-// may touch only if an atomic carried the news: the writer's thread made a fence and then an atomic
-// at some address, the reader's thread made an atomic at the same address and then a fence. Threads
-// of the reader's block that pass a barrier afterwards may touch it as well.
+// may touch only if an atomic (or a strong store and a strong load) carried the news: the writer's
+// thread made a fence and then an atomic at some address, the reader's thread an atomic at the same
+// address and then a fence. Threads of the reader's block that pass a barrier afterwards may touch
+// it as well.
 #include "order.h"
+
+#include <map>
+#include <set>
 
 #include "memory.h"
 
@@ -14,16 +18,19 @@ namespace {
 struct Published {
   u32 first, end;
   u16 thread;
+  bool operator<(const Published& other) const {
+    return end != other.end ? end < other.end : thread < other.thread;
+  }
 };
 // What a thread of this block has learned by an atomic. Fenced: plain accesses may rely on it.
 struct Learned {
-  std::vector<Published> news;
+  std::set<Published> news;
   u32 thread, generation;
   bool fenced;
 };
 
-std::unordered_map<u64, std::vector<Published>> published;  // at each atomic's address
-std::vector<Learned> learned;
+std::unordered_map<u64, std::set<Published>> published;  // at each atomic's address
+std::map<std::pair<u32, u64>, Learned> learned;          // by thread and address
 std::vector<u32> block_starts, block_numbers;  // the first generation of each block, in order
 
 bool covers(const Published& p, const Stamp& stamp) {
@@ -32,18 +39,6 @@ bool covers(const Published& p, const Stamp& stamp) {
 }
 bool reaches(const Learned& l, const Fiber& t) {
   return l.thread == t.index || l.generation < machine.generation;
-}
-
-void atomic_at(Fiber& t, u64 address, Semantics semantics) {
-  std::vector<Published>& here = published[address];
-  if (!here.empty())
-    learned.push_back({here, t.index, machine.generation, bool(semantics & acquire)});
-  const u32 end = semantics & release ? machine.generation : t.fenced_generation;
-  if (end == 0) return;
-  here.push_back({machine.block_start, end, u16(t.index)});
-  for (const Learned& l : learned)
-    if (l.fenced && reaches(l, t) && &l != &learned.back())
-      here.insert(here.end(), l.news.begin(), l.news.end());
 }
 
 }  // namespace
@@ -60,18 +55,40 @@ void start_order() {
   block_numbers.push_back(machine.block_index);
 }
 
+void observe(Fiber& t, u64 address, Semantics semantics) {
+  const auto here = published.find(address);
+  if (here == published.end()) return;
+  const bool fenced = semantics & acquire;
+  const auto [known, is_new] = learned.insert({{t.index, address}, {}});
+  Learned& l = known->second;
+  // Again and again the same news, as a thread that spins has them.
+  if (!is_new && l.news.size() == here->second.size() && l.fenced >= fenced) return;
+  l = {here->second, t.index, machine.generation, fenced};
+}
+
+void publish(Fiber& t, u64 address, Semantics semantics, bool replaces) {
+  const u32 end = semantics & release ? machine.generation : t.fenced_generation;
+  if (replaces) published.erase(address);
+  if (end == 0) return;
+  std::set<Published>& here = published[address];
+  here.insert({machine.block_start, end, u16(t.index)});
+  for (const auto& [from, l] : learned)
+    if ((replaces || from.second != address) && l.fenced && reaches(l, t))
+      here.insert(l.news.begin(), l.news.end());
+}
+
 void fence_device(Thread& thread) {
   Fiber& t = fiber(thread);
   t.fenced_generation = machine.generation;
-  for (Learned& l : learned)
-    if (l.thread == t.index) l.fenced = true, l.generation = machine.generation;
+  for (auto& [from, l] : learned)
+    if (l.thread == t.index && !l.fenced) l.fenced = true, l.generation = machine.generation;
 }
 
 void check_other_block(Fiber& t, const Stamp& other, Access access, u32 line, const char* mine,
                        const char* theirs, u64 address) {
   if (access == strong && other.access == strong) return;
   bool unfenced = false;
-  for (const Learned& l : learned) {
+  for (const auto& [from, l] : learned) {
     if (!reaches(l, t)) continue;
     for (const Published& p : l.news)
       if (covers(p, other)) {
@@ -97,7 +114,9 @@ u8* atomic_global(Thread& thread, u64 address, u32 bytes, u32 line, Semantics se
   const Region& region = region_to_write(t, address, bytes, line);
   check_alignment(t, address, bytes, line);
   touch_for_write(t, region, address, bytes, line, strong, nullptr);
-  atomic_at(t, address, semantics);
+  // News that it finds and hands on stay at the address; those it has just found are there already.
+  publish(t, address, semantics, false);
+  observe(t, address, semantics);
   machine.launch->bytes_read += bytes;
   machine.launch->bytes_written += bytes;
   return reinterpret_cast<u8*>(address);

@@ -1,0 +1,376 @@
+"""Loads, stores, atomics, parameters, variables, calls and jumps."""
+
+import struct
+
+import numpy as np
+import pytest
+from ptx_conformance import kernel_text, own, run
+
+from genkern import ptx
+
+
+def test_loads_widen_and_stores_narrow():
+    memory = np.frombuffer(struct.pack("<bhiq", -5, -6, -7, -8) + bytes(9), np.uint8)
+    source = np.zeros(6, np.uint64)
+    source.view(np.uint8)[[0, 8, 9, 16, 17, 18, 19]] = memory[[0, 1, 2, 3, 4, 5, 6]]
+    body = """
+    ld.global.s8 %r2, [%rd1];
+    st.global.b32 [%rd2], %r2;
+    ld.global.u8 %r2, [%rd1];
+    st.global.b32 [%rd2+4], %r2;
+    ld.global.s16 %rd3, [%rd1+8];
+    st.global.b64 [%rd2+8], %rd3;
+    ld.global.b16 %r2, [%rd1+8];
+    st.global.b32 [%rd2+16], %r2;
+    ld.global.s32 %rd3, [%rd1+16];
+    st.global.b64 [%rd2+24], %rd3;
+    mov.b32 %r2, 0x12345678;
+    st.global.b8 [%rd2+32], %r2;
+    st.global.u16 [%rd2+34], %r2;
+    """
+    out = np.zeros(5, np.uint64)
+    run(body, source, out, block=1)
+    raw = out.tobytes()
+    assert struct.unpack("<iIqI", raw[:20]) == (-5, 251, -6, 65530)
+    assert struct.unpack("<q", raw[24:32]) == (-7,)
+    assert raw[32:36] == bytes([0x78, 0, 0x78, 0x56])
+
+
+def test_vectors_keep_their_order_and_may_name_their_own_address():
+    x = np.arange(1, 9, dtype=np.uint64)
+    body = """
+    ld.global.v2.b64 {%rd1, %rd3}, [%rd1];
+    st.global.v2.b64 [%rd2], {%rd3, %rd1};
+    """
+    out = np.zeros(8, np.uint64)
+    for array in (x, out):
+        assert array.ctypes.data % 16 == 0
+    run(body, x, out, block=1)
+    assert out[:2].tolist() == [2, 1]
+
+
+def test_moves_pack_and_unpack():
+    body = """
+    mov.b64 %rd3, {%r2, %r3};
+    mov.b32 %r2, 0x11223344;
+    mov.b32 {%h1, %h2}, %r2;
+    mov.b32 %r4, {%h2, %h1};
+    mov.b32 {_, %h3}, %r2;
+    cvt.u32.u16 %r5, %h3;
+    mov.b64 %rd4, {%r4, %r5};
+    st.global.b64 [%rd1], %rd4;
+    """
+    out = np.zeros(1, np.uint64)
+    run(body, out, block=1)
+    assert int(out[0]) == 0x1122_33441122
+
+
+ATOMICS = {
+    "add.u32": lambda old, x: old + x,
+    "min.s32": lambda old, x: min(old - (old >> 31 << 32), x - (x >> 31 << 32)),
+    "max.u32": max,
+    "and.b32": lambda old, x: old & x,
+    "or.b32": lambda old, x: old | x,
+    "xor.b32": lambda old, x: old ^ x,
+    "exch.b32": lambda old, x: x,
+    "inc.u32": lambda old, x: 0 if old >= x else old + 1,
+    "dec.u32": lambda old, x: x if old == 0 or old > x else old - 1,
+}
+
+
+@pytest.mark.parametrize("order", ["", ".relaxed.gpu", ".acq_rel.sys"])
+def test_atomics(order):
+    operands = [(5, 3), (0xFFFFFFF0, 0x20), (7, 7), (0, 9)]
+    body, wanted = "", []
+    for i, (name, function) in enumerate(ATOMICS.items()):
+        for j, (_, x) in enumerate(operands):
+            at = 4 * (len(operands) * i + j)
+            body += f"atom{order}.global.{name} %r2, [%rd1+{at}], {x};\n"
+            body += f"st.global.b32 [%rd2+{at}], %r2;\n"
+        wanted += [function(old, x) % 2**32 for old, x in operands]
+    memory = np.array([old for _ in ATOMICS for old, _ in operands], np.uint32)
+    before, old = memory.copy(), np.zeros_like(memory)
+    run(body, memory, old, block=1)
+    np.testing.assert_array_equal(memory, wanted)
+    np.testing.assert_array_equal(old, before)
+
+
+def test_compare_and_swap_and_atomics_of_floats():
+    body = """
+    atom.global.cas.b32 %r2, [%rd1], 5, 9;
+    atom.global.cas.b32 %r2, [%rd1+4], 6, 9;
+    atom.global.gpu.acq_rel.add.u64 %rd3, [%rd1+8], 4294967296;
+    mov.f32 %f1, 0f3FC00000;
+    atom.global.add.f32 %f2, [%rd1+16], %f1;
+    red.global.add.f32 [%rd1+16], %f1;
+    mov.b32 %r3, 0x3c004000;
+    atom.global.add.noftz.f16x2 %r4, [%rd1+20], %r3;
+    """
+    memory = np.zeros(3, np.uint64).view(np.uint32)
+    memory[:2] = 5
+    run(body, memory, block=1)
+    assert memory[:4].tolist() == [9, 5, 0, 1]
+    assert memory[4:5].view(np.float32)[0] == 3
+    assert int(memory[5]) == 0x3C004000
+
+
+def test_atomics_on_shared_memory_count_every_thread():
+    body = """
+    mov.u32 %r3, counter;
+    setp.eq.u32 %p1, %r0, 0;
+    @%p1 st.shared.b32 [%r3], 0;
+    bar.sync 0;
+    atom.shared.add.u32 %r4, [%r3], 2;
+    bar.sync 0;
+    ld.shared.b32 %r5, [%r3];
+    @%p1 st.global.b32 [%rd1], %r5;
+    """
+    out = np.zeros(1, np.uint32)
+    run(body, out, block=96, shared=".shared .align 4 .b32 counter;")
+    assert out[0] == 192
+
+
+def test_reductions_at_a_barrier():
+    body = f"""
+    setp.lt.u32 %p1, %r0, 5;
+    bar.red.popc.u32 %r2, 0, %p1;
+    barrier.cta.red.and.aligned.pred %p2, 0, %p1;
+    bar.red.or.pred %p3, 0, !%p1;
+    selp.b32 %r3, 100, 0, %p2;
+    selp.b32 %r4, 1000, 0, %p3;
+    add.u32 %r2, %r2, %r3;
+    add.u32 %r2, %r2, %r4;
+    {own("%rd1", 4)}
+    st.global.b32 [%rd10], %r2;
+    """
+    out = np.zeros(64, np.uint32)
+    run(body, out, block=64)
+    assert set(out.tolist()) == {1005}
+
+
+def test_generic_addresses_reach_every_space():
+    body = """
+    mov.u32 %r2, tile;
+    cvt.u64.u32 %rd3, %r2;
+    cvta.shared.u64 %rd4, %rd3;
+    st.b32 [%rd4], 11;
+    cvta.to.shared.u64 %rd5, %rd4;
+    ld.shared.b32 %r3, [%rd5];
+    mov.u64 %rd6, own;
+    cvta.local.u64 %rd7, %rd6;
+    st.b32 [%rd7+4], 22;
+    ld.local.b32 %r4, [%rd6+4];
+    cvta.to.global.u64 %rd8, %rd1;
+    isspacep.shared %p1, %rd4;
+    isspacep.local %p2, %rd7;
+    isspacep.global %p3, %rd1;
+    isspacep.global %p4, %rd4;
+    selp.b32 %r5, 1, 0, %p1;
+    selp.b32 %r6, 1, 0, %p2;
+    selp.b32 %r7, 1, 0, %p3;
+    selp.b32 %r8, 1, 0, %p4;
+    st.v4.b32 [%rd1], {%r3, %r4, %r5, %r6};
+    st.global.v2.b32 [%rd8+16], {%r7, %r8};
+    """
+    out = np.zeros(8, np.uint32)
+    run(body, out, block=1, shared=".shared .align 4 .b32 tile;\n.local .align 8 .b8 own[8];")
+    assert out[:6].tolist() == [11, 22, 1, 1, 1, 0]
+
+
+def test_local_memory_has_an_end():
+    local = ".local .align 4 .b8 own[8];"
+    body = "mov.u64 %rd6, own;\nst.local.b32 [%rd6+{}], 1;\n"
+    run(body.format(4), block=2, shared=local)
+    with pytest.raises(ptx.OutOfBounds, match="local memory, which has 8 bytes"):
+        run(body.format(8), block=2, shared=local)
+
+
+MODULE = """
+.version 8.0
+.target sm_80
+.address_size 64
+.const .align 4 .b32 table[4] = {10, 20, 0x1e, 40};
+.global .align 8 .f64 half = 0d3FE0000000000000;
+.global .align 4 .u32 calls;
+.func (.param .b32 result) scaled(.param .b32 x, .param .align 4 .b8 pair[8])
+{
+  .local .align 4 .b8 depot[8];
+  .reg .b32 %r<8>;
+  .reg .b64 %rd<4>;
+  ld.param.b32 %r1, [x];
+  ld.param.v2.b32 {%r2, %r3}, [pair];
+  mov.u64 %rd1, depot;
+  st.local.b32 [%rd1+4], %r3;
+  ld.local.b32 %r4, [%rd1+4];
+  mad.lo.s32 %r5, %r1, %r2, %r4;
+  st.param.b32 [result+0], %r5;
+  ret;
+}
+.visible .entry k(.param .align 8 .b8 problem[24], .param .u64 out, .param .f32 scale)
+{
+  .reg .b32 %r<16>;
+  .reg .b64 %rd<8>;
+  .reg .f32 %f<4>;
+  .reg .f64 %fd<4>;
+  .reg .pred %p<4>;
+  ld.param.u64 %rd1, [out];
+  ld.param.u32 %r1, [problem+4];
+  ld.param.f64 %fd1, [problem+16];
+  ld.param.f32 %f1, [scale];
+  ld.const.b32 %r2, [table+8];
+  mov.u64 %rd2, table;
+  cvta.const.u64 %rd2, %rd2;
+  ld.b32 %r3, [%rd2+12];
+  ld.global.f64 %fd2, [half];
+  mul.f64 %fd1, %fd1, %fd2;
+  cvt.rn.f32.f64 %f2, %fd1;
+  mul.f32 %f2, %f2, %f1;
+  {
+    .param .b32 argument;
+    .param .align 4 .b8 both[8];
+    .param .b32 answer;
+    st.param.b32 [argument+0], %r2;
+    st.param.v2.b32 [both+0], {%r1, %r3};
+    call.uni (answer), scaled, (argument, both);
+    ld.param.b32 %r4, [answer+0];
+  }
+  mov.u64 %rd3, calls;
+  red.global.add.u32 [%rd3], 1;
+  st.global.b32 [%rd1], %r4;
+  st.global.f32 [%rd1+4], %f2;
+  exit;
+}
+"""
+
+
+def test_structs_variables_and_calls():
+    module = ptx.Module(MODULE)
+    kernel = module.kernels["k"]
+    assert [(p.name, p.size, p.offset) for p in kernel.parameters] == [
+        ("problem", 24, 0), ("out", 8, 24), ("scale", 4, 32)
+    ]  # fmt: skip
+    out = np.zeros(2, np.uint32)
+    problem = struct.pack("<iiqd", 0, 3, 0, 7.0)
+    for _ in range(2):
+        module.launch("k", 1, 1, [problem, out, 4.0])
+    assert out[0] == 30 * 3 + 40
+    assert out[1:].view(np.float32)[0] == 14
+    assert module.variable("calls").view(np.uint32)[0] == 2
+
+
+def test_arguments_must_fit():
+    module = ptx.Module(MODULE)
+    out = np.zeros(2, np.uint32)
+    for arguments, words in (
+        ([bytes(24), out], "3 parameters, 2 came"),
+        ([bytes(23), out, 1.0], "24 bytes, 23 came"),
+        ([bytes(24), 1.5j, 1.0], "complex came"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            module.launch("k", 1, 1, arguments)
+    with pytest.raises(KeyError, match="no kernel"):
+        module.launch("other", 1, 1, [])
+    with pytest.raises(ValueError, match="at most 1024"):
+        module.launch("k", 1, 1025, [bytes(24), out, 1.0])
+    with pytest.raises(ValueError, match="schedule"):
+        module.launch("k", 1, 1, [bytes(24), out, 1.0], schedule="random")
+
+
+def test_a_jump_through_a_table():
+    body = f"""
+    TABLE: .branchtargets ZERO, ONE, TWO;
+    rem.u32 %r2, %r0, 3;
+    brx.idx %r2, TABLE;
+    ZERO: mov.u32 %r3, 5; bra.uni DONE;
+    ONE: mov.u32 %r3, 6; bra.uni DONE;
+    TWO: mov.u32 %r3, 7;
+    DONE:
+    {own("%rd1", 4)}
+    st.global.b32 [%rd10], %r3;
+    """
+    out = np.zeros(32, np.uint32)
+    run(body, out)
+    np.testing.assert_array_equal(out, 5 + np.arange(32) % 3)
+    with pytest.raises(ptx.Trap, match="outside the table"):
+        run(body.replace("rem.u32 %r2, %r0, 3;", "add.u32 %r2, %r0, 0;"), out)
+
+
+def test_a_flag_that_another_block_published():
+    body = """
+    setp.ne.u32 %p1, %r1, 0;
+    @%p1 bra READER;
+    st.global.b32 [%rd1], 42;
+    st.{release}.global.b32 [%rd2], 1;
+    bra DONE;
+    READER:
+    ld.{acquire}.global.b32 %r2, [%rd2];
+    setp.eq.u32 %p2, %r2, 0;
+    @%p2 bra DONE;
+    ld.global.b32 %r3, [%rd1];
+    st.global.b32 [%rd3], %r3;
+    DONE:
+    """
+
+    def seen(release, acquire):
+        data, flag, out = (np.zeros(1, np.uint32) for _ in range(3))
+        run(body.format(release=release, acquire=acquire), data, flag, out, grid=2, block=1)
+        return out[0]
+
+    assert seen("release.gpu", "acquire.gpu") == 42
+    with pytest.raises(ptx.Race):
+        seen("relaxed.gpu", "acquire.gpu")
+    with pytest.raises(ptx.Race):
+        seen("release.gpu", "relaxed.gpu")
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "reversed", 0, 7])
+def test_every_thread_of_every_block_runs_once(schedule):
+    body = """
+    mov.u32 %r2, %ctaid.y;
+    mov.u32 %r3, %nctaid.x;
+    mad.lo.u32 %r4, %r2, %r3, %r1;
+    mov.u32 %r5, %ntid.x;
+    mov.u32 %r6, %tid.y;
+    mad.lo.u32 %r7, %r6, %r5, %r0;
+    mad.lo.u32 %r8, %r4, 96, %r7;
+    mul.wide.u32 %rd3, %r8, 4;
+    add.s64 %rd3, %rd1, %rd3;
+    ld.global.b32 %r9, [%rd3];
+    add.u32 %r9, %r9, %r8;
+    st.global.b32 [%rd3], %r9;
+    """
+    out = np.zeros(6 * 96, np.uint32)
+    result = run(body, out, grid=(3, 2), block=(48, 2), schedule=schedule)
+    np.testing.assert_array_equal(out, np.arange(6 * 96))
+    assert result.bytes_read == result.bytes_written == out.nbytes
+    assert result.instructions == 6 * 96 * (body.count(";") + 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("add.u33 %r2, %r2, %r2;", "no rule for add.u33"),
+        ("max.f32 %f1, %f1, %f1, %f1, %f1;", "with 5 operands"),
+        ("add.sat.u32 %r2, %r2, %r2;", "no rule for add.sat.u32"),
+        ("ld.global.frob.b32 %r2, [%rd1];", "no rule"),
+        ("ld.global.v2.b32 {%r2, %r3, %r4}, [%rd1];", "2 elements expected"),
+        ("wgmma.fence.sync.aligned;", "no rule"),
+        ("add.s32 %rd2, %rd2, 1;", "register of type b64"),
+        ("add.s32 %r2, %r2, %p1;", "register of type pred"),
+        ("add.s32 %r2, %unknown, 1;", "unknown operand"),
+        ("mov.u32 %r2, 0x1ffffffff;", "does not fit"),
+        ("bra NOWHERE;", "label"),
+        ("call.uni (%r2), %rd1, (%r2);", "only direct calls"),
+        ("bar.sync 0, 33;", "multiple of 32"),
+        ("cp.async.cg.shared.global [%r2], [%rd1], 8;", "cannot copy 8"),
+        ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 %r2, %r2, %r2, %r2;", "no rule"),
+        ("vote.ballot.b32 %r2, %p1;", "no rule"),
+        ("ld.param.b32 %r2, [p1+8];", "outside the parameter"),
+        (".frob 3;", "unknown declaration"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_its_line(text, words):
+    with pytest.raises(ptx.UnsupportedPTX, match=words) as error:
+        ptx.Module(kernel_text(text, 1)).kernels["k"].translation  # noqa: B018
+    lines = kernel_text(text, 1).split("\n")
+    assert lines[error.value.line - 1].strip() == text
