@@ -1,4 +1,4 @@
-"""Executes PTX on the CPU: what nvcc and Triton made of a kernel, with its meaning and its mistakes.
+"""Executes PTX on the CPU: what nvcc and Triton made of a kernel, its meaning and its mistakes.
 
     module = ptx.Module(text)
     result = module.launch("kernel", grid=(4, 1, 1), block=128, args=[x, y, 1000, 2.0])

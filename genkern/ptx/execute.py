@@ -139,11 +139,11 @@ class Module:
     def launch(self, name, grid, block, args, shared_bytes=0, buffers=(), schedule="sequential"):
         """Runs a kernel to its end.
 
-        name: mangled. grid, block: a number or up to three. args: a NumPy array (its address; it may
-        only be read where array.flags.writeable is False), int, float, bytes (a struct), one for
-        each parameter. shared_bytes: dynamic shared memory. buffers: further memory that the kernel
-        may reach: arrays or `Buffer`s. schedule: "sequential", "reversed", or an int, the seed of a
-        shuffled order of threads and blocks.
+        name: mangled. grid, block: a number or up to three. args: one for each parameter, a NumPy
+        array (its address; it may only be read where array.flags.writeable is False), an int, a
+        float, or bytes (a struct). shared_bytes: dynamic shared memory. buffers: further memory
+        that the kernel may reach: arrays or `Buffer`s. schedule: "sequential", "reversed", or an
+        int, the seed of a shuffled order of threads and blocks.
 
         Raises `UnsupportedPTX` at the first launch, and an `ExecutionError` of the kind that names
         what the kernel did wrong. Returns a `Result`.

@@ -10,7 +10,9 @@ import struct
 from typing import NamedTuple
 
 from genkern.ptx.errors import UnsupportedPTX
-from genkern.ptx.parse import (
+from genkern.ptx.layout import SharedLayout, local_layout, parameters_of
+from genkern.ptx.parse import number
+from genkern.ptx.program import (
     SIZES,
     Address,
     Call,
@@ -21,12 +23,7 @@ from genkern.ptx.parse import (
     Sink,
     Special,
     Symbol,
-    number,
 )
-
-# Shared memory starts there (runtime/thread.h); between variables lie bytes that nobody may touch.
-SHARED_START = 1024
-RED_ZONE = 16
 
 _FLOATS = {"f32": "u32", "f64": "u64"}
 _HALVES = ("f16", "bf16")
@@ -52,16 +49,6 @@ _SPECIALS = {
     "%aggr_smem_size": "t.shared_bytes",
     "%dynamic_smem_size": "t.dynamic_bytes",
 }
-
-
-class Parameter(NamedTuple):
-    """Of a kernel: its type (b8 with more than a byte: a struct), bytes, alignment and place."""
-
-    name: str
-    type: str
-    size: int
-    alignment: int
-    offset: int
 
 
 class Translation(NamedTuple):
@@ -93,7 +80,7 @@ def translate(program, name, table):
     """The `Translation` of a kernel of a parsed program. Raises `UnsupportedPTX`."""
     entry = program.functions[name]
     functions = _reached(program, entry)
-    layout = _SharedLayout(program, functions)
+    layout = SharedLayout(program, functions)
     symbols = tuple(v.name for v in program.variables.values() if v.space in ("global", "const"))
     bodies, declarations = [], []
     for function in reversed(functions):
@@ -101,7 +88,7 @@ def translate(program, name, table):
         bodies.append(translator.translated())
         if function is not entry:
             declarations.append(_signature(function) + ";")
-    local = sum(_local_layout(f)[1] + 16 for f in functions)
+    local = sum(local_layout(f)[1] + 16 for f in functions)
     cpp = "\n".join(
         [
             '#include "kernel.h"',
@@ -119,7 +106,7 @@ def translate(program, name, table):
     )
     return Translation(
         cpp,
-        _parameters(entry),
+        parameters_of(entry),
         symbols,
         layout.static_bytes,
         layout.shared_bytes,
@@ -129,15 +116,6 @@ def translate(program, name, table):
         local * (64 if _calls_itself(functions) else 1),
         sum(len(f.registers) for f in functions),
     )
-
-
-def _parameters(entry):
-    found, offset = [], 0
-    for p in entry.parameters:
-        offset = -(-offset // p.alignment) * p.alignment
-        found.append(Parameter(p.name, p.type, p.length, p.alignment, offset))
-        offset += p.length
-    return tuple(found)
 
 
 def _calls(function):
@@ -175,62 +153,6 @@ def _calls_itself(functions):
     return False
 
 
-def _local_layout(function):
-    """Where the .local variables of a function lie, and how many bytes they take."""
-    places, offset = {}, 0
-    for variable in function.variables:
-        if variable.space == "local":
-            offset = -(-offset // variable.alignment) * variable.alignment
-            places[variable.name] = offset
-            offset += variable.length
-    return places, offset
-
-
-class _SharedLayout:
-    """Places of the shared variables that some functions use."""
-
-    def __init__(self, program, functions):
-        self.places, self.holes = {}, []
-        self.static_bytes, self.dynamic_alignment = 0, 1
-        used = set()
-        for function in functions:
-            for item in function.body:
-                if not isinstance(item, Label):
-                    used |= {s.name for s in _symbols(item.operands)}
-        variables = {v.name: v for f in functions for v in f.variables if v.space == "shared"}
-        variables |= {v.name: v for v in program.variables.values() if v.space == "shared"}
-        variables = [v for v in variables.values() if v.name in used]
-        at = SHARED_START
-        for v in sorted((v for v in variables if v.length), key=lambda v: -v.alignment):
-            if at > SHARED_START:
-                self.holes.append(at)
-                at += RED_ZONE
-            at = -(-at // v.alignment) * v.alignment
-            if self.holes and isinstance(self.holes[-1], int):
-                self.holes[-1] = (self.holes[-1] - SHARED_START, at - SHARED_START)
-            self.places[v.name] = at
-            at += v.length
-            self.static_bytes = -(-self.static_bytes // v.alignment) * v.alignment + v.length
-        dynamic = [v for v in variables if not v.length]
-        self.dynamic_alignment = max([16] + [v.alignment for v in dynamic])
-        if dynamic:
-            if at > SHARED_START:
-                start = at
-                at = -(-(at + RED_ZONE) // self.dynamic_alignment) * self.dynamic_alignment
-                self.holes.append((start - SHARED_START, at - SHARED_START))
-            for v in dynamic:
-                self.places[v.name] = at
-        self.shared_bytes = at - SHARED_START
-
-
-def _symbols(operands):
-    for operand in operands:
-        if isinstance(operand, Symbol):
-            yield operand
-        elif isinstance(operand, tuple) and not isinstance(operand, (Register, Call)):
-            yield from _symbols(operand)
-
-
 def _c_name(name):
     return "v_" + re.sub(r"\W", lambda m: f"_{ord(m[0]):x}_", name)
 
@@ -247,10 +169,10 @@ class Translator:
     def __init__(self, program, function, table, layout, symbols):
         self.program, self.function, self.table = program, function, table
         self.layout, self.symbols = layout, {name: i for i, name in enumerate(symbols)}
-        self.local_places, self.local_bytes = _local_layout(function)
+        self.local_places, self.local_bytes = local_layout(function)
         self.variables = {v.name: v for v in function.variables}
         self.variables |= {v.name: v for v in function.results + function.parameters}
-        self.offsets = {p.name: p.offset for p in _parameters(function)}
+        self.offsets = {p.name: p.offset for p in parameters_of(function)}
         self.labels_seen = set()
         self.labels = {item.name for item in function.body if isinstance(item, Label)}
         self.allows_wider = False

@@ -1,8 +1,8 @@
 """Runs single instructions on many operands and compares with what they should give.
 
 A case is an instruction, the types of its registers, and a function from the operands' bits to the
-expected bits, written without the executor. All cases of a list become one kernel, a thread for each
-set of operands.
+expected bits, written without the executor. All cases of a list become one kernel, a thread for
+each set of operands.
 """
 
 import random
@@ -23,7 +23,7 @@ _SIZES = {"pred": 1, "b16": 16, "b32": 32, "b64": 64}
 class Case:
     """text: the instruction with {d} and {a}, {b}, … for registers. d, operands: their types, pred,
     b16, b32 or b64. kinds: what lies in each operand: an integer's bits, or f16, bf16, f32, f64, or
-    a list of values to draw from. expected: from the operands' bits to bits (exact.NAN for any NaN);
+    a list of values to draw from. expected: from the operands' bits to bits; exact.NAN for any NaN,
     None where PTX leaves it open. result: the format that decides what a NaN is. before: PTX that
     comes first. tolerance: of an approximate result, relative."""
 

@@ -254,7 +254,8 @@ CASES = [
     *(_tf32(m) for m in ("rna", "rn", "rz")),
     *(_setp_float(op, "f32", ftz) for ftz in ("", ".ftz")
       for op in (*_COMPARE, "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan")),
-    *(_setp_float(op, name) for name in ("f64", "f16", "bf16") for op in ("lt", "geu", "ne", "nan")),
+    *(_setp_float(op, name) for name in ("f64", "f16", "bf16")
+      for op in ("lt", "geu", "ne", "nan")),
     *(_setp_integer(op, t) for t in ("s16", "u32", "s32", "u64", "s64") for op in _COMPARE),
     *(_setp_integer(op, t) for t in ("u16", "u32", "u64") for op in _UNSIGNED),
     *(case for boolean in ("and", "or", "xor") for case in _setp_combined(boolean)),

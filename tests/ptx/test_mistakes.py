@@ -140,7 +140,7 @@ def test_a_write_too_early_after_a_read():
     run(body.format(second="bar.sync 0;", place=8), out, block=64, shared=TILE)
     assert set(out.tolist()) == {3}
     for schedule in SCHEDULES:
-        with pytest.raises(ptx.Race, match="writes a byte that thread .* read"):
+        with pytest.raises(ptx.Race, match=r"writes a byte that thread .* read"):
             run(body.format(second="", place=8), out, block=64, shared=TILE, schedule=schedule)
 
 

@@ -1,7 +1,7 @@
 """setp, set, selp, slct, testp."""
 
 from genkern.ptx.errors import UnsupportedPTX
-from genkern.ptx.parse import Pair
+from genkern.ptx.program import Pair
 from genkern.ptx.rules.table import Rule
 
 _INTEGER_TYPES = ".u16|.s16|.u32|.s32|.u64|.s64"

@@ -1,7 +1,7 @@
 """Jumps, calls, exits, barriers and what a thread can ask of the machine."""
 
 from genkern.ptx.errors import UnsupportedPTX
-from genkern.ptx.parse import Immediate, Symbol
+from genkern.ptx.program import Immediate, Symbol
 from genkern.ptx.rules.table import Rule
 
 
@@ -24,8 +24,8 @@ def _branch_table(translator, instruction, words):
     for i, name in enumerate(translator.function.targets[table.name]):
         text += f"case {i}: {translator.jump(Symbol(name), instruction)} "
     return text + (
-        f'default: fail(t, {instruction.line}, Fault::trap, "an index outside the table of targets");'
-        " }"
+        f"default: fail(t, {instruction.line}, Fault::trap, "
+        '"an index outside the table of targets"); }'
     )
 
 

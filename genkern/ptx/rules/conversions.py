@@ -1,7 +1,7 @@
 """cvt, cvta, mov, isspacep."""
 
 from genkern.ptx.errors import UnsupportedPTX
-from genkern.ptx.parse import SIZES, Register, Sink, Symbol, Vector
+from genkern.ptx.program import SIZES, Register, Sink, Symbol, Vector
 from genkern.ptx.rules.table import Rule
 
 _INTEGERS = ".u8|.s8|.u16|.s16|.u32|.s32|.u64|.s64"

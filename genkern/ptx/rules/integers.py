@@ -30,7 +30,8 @@ def _carry(translator, instruction, words):
     else:
         total = f"{sources[0]} + {sources[1]}{carry_in}"
     flag = f" t.carry = u32(total >> {bits}) & 1;" if words["cc"] == "cc" else ""
-    return f"{{ const {wide} total = {total};{flag} {translator.assign(d, type_, f'{type_}(total)')} }}"
+    assigned = translator.assign(d, type_, f"{type_}(total)")
+    return f"{{ const {wide} total = {total};{flag} {assigned} }}"
 
 
 RULES = [

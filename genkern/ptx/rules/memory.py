@@ -1,7 +1,7 @@
 """ld, st, atom, red, fences, cp.async, prefetches."""
 
 from genkern.ptx.errors import UnsupportedPTX
-from genkern.ptx.parse import SIZES, Immediate, Sink, Vector
+from genkern.ptx.program import SIZES, Immediate, Sink, Vector
 from genkern.ptx.rules.table import Rule
 
 _SPACE = "(space=.global|.shared|.shared::cta|.local|.const)?"

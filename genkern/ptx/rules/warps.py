@@ -1,7 +1,7 @@
 """What the lanes of a warp do together: shuffles, votes, matches, reductions, tensor cores."""
 
 from genkern.ptx.errors import UnsupportedPTX
-from genkern.ptx.parse import Pair, Sink, Vector
+from genkern.ptx.program import Pair, Sink, Vector
 from genkern.ptx.rules.table import Rule
 
 
