@@ -194,6 +194,7 @@ extern "C" int ptx_launch(ptx::Launch* launch) {
     memory.writable[i].cells = reinterpret_cast<Cell*>(shadows[i].start());
   }
   reset_order();
+  reader_sets.forget();
   const u64 blocks = u64(launch->grid[0]) * launch->grid[1] * launch->grid[2];
   std::vector<u64> order(blocks);
   for (u64 i = 0; i < blocks; ++i) order[i] = launch->schedule == 1 ? blocks - 1 - i : i;

@@ -21,6 +21,8 @@ constexpr u32 nobody = ~0u;
 
 class ReaderSets {
  public:
+  // Before a launch, whose generations count from one again.
+  void forget() { generation_ = 0; }
   // The set with this reader, or the same set where the reader is in it already.
   u32 with(u32 set, const Stamp& reader, const Fiber& t) {
     if (generation_ != machine.generation) start();
