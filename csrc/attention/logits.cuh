@@ -61,8 +61,9 @@ __device__ inline float as_bias(T x) {
 
 // S: how the bias is stored.
 template <class S, Rows rows, int row_blocks, int column_blocks>
-__device__ inline void add_bias(const Bias& bias, const Place& place, const Corner<rows>& corner,
-                                Sums<row_blocks, column_blocks>& s) {
+__device__ inline void add_stored_bias(const Bias& bias, const Place& place,
+                                       const Corner<rows>& corner,
+                                       Sums<row_blocks, column_blocks>& s) {
   const S* all =
       static_cast<const S*>(bias.data) + place.batch * bias.batch + place.head * bias.head;
   each(s, [&](float& x, int m, int n, int e) {
@@ -70,6 +71,27 @@ __device__ inline void add_bias(const Bias& bias, const Place& place, const Corn
     const bool is_inside = query < place.queries && key < place.keys;
     x += is_inside ? as_bias(all[query * bias.row + key * bias.key]) : 0;
   });
+}
+
+// What there is of the two biases; a boolean one hides by -inf.
+template <class T, Rows rows, int row_blocks, int column_blocks>
+__device__ inline void add_biases(const Bias& bias, const RowNumbers& key_bias, const Place& place,
+                                  const Corner<rows>& corner, Sums<row_blocks, column_blocks>& s) {
+  if (bias.data) {
+    if (bias.type == BiasType::boolean)
+      add_stored_bias<uint8_t>(bias, place, corner, s);
+    else if (std::is_same<T, float>::value || bias.type == BiasType::arithmetic)
+      add_stored_bias<float>(bias, place, corner, s);
+    else
+      add_stored_bias<T>(bias, place, corner, s);
+  }
+  if (key_bias.data) {
+    const float* numbers = key_numbers(key_bias, place);
+    each(s, [&](float& x, int m, int n, int e) {
+      const int key = corner.key(m, n, e);
+      if (key < place.keys) x += numbers[key];
+    });
+  }
 }
 
 // Products q·k become the logits that exp2 wants, hidden ones -inf. at_edge: whether any may be
@@ -89,21 +111,7 @@ __device__ inline void finish_logits(const Problem& problem, const Place& place,
   } else if (!problem.is_plain) {
     each(s, [&](float& x, int, int, int) { x *= problem.magnitude; });
   }
-  if (problem.bias.data) {
-    if (problem.bias.type == BiasType::boolean)
-      add_bias<uint8_t>(problem.bias, place, corner, s);
-    else if (std::is_same<T, float>::value || problem.bias.type == BiasType::arithmetic)
-      add_bias<float>(problem.bias, place, corner, s);
-    else
-      add_bias<T>(problem.bias, place, corner, s);
-  }
-  if (problem.key_bias.data) {
-    const float* numbers = key_numbers(problem.key_bias, place);
-    each(s, [&](float& x, int m, int n, int e) {
-      const int key = corner.key(m, n, e);
-      if (key < place.keys) x += numbers[key];
-    });
-  }
+  add_biases<T>(problem.bias, problem.key_bias, place, corner, s);
   if (at_edge)
     each(s, [&](float& x, int m, int n, int e) {
       const Interval seen = keys_of(problem, place, corner.query(m, n, e));
