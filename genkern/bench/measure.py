@@ -10,11 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from genkern.bench.machine import machine_is_busy, wait
+from genkern.bench.workload import largest_error
 from genkern.bench.workloads import all_workloads
-
-# The error rule: at most so many times eager's error against fp64 (1.25, of second derivatives 2),
-# above a floor of rounding.
-FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-9, torch.float16: 2**-12}
 
 
 @dataclass
@@ -70,18 +67,10 @@ def check(workload, result, device="cpu"):
     """Outputs and gradients of ours and of eager against eager in fp64, each relative to the
     largest exact value of its tensor."""
     exact = workload.prepare("exact", device)()
-
-    def worst(name):
-        got = workload.prepare(name, device)()
-        return max(
-            ((g.double() - e).abs().max() / e.abs().max().clamp_min(1e-30)).item()
-            for g, e in zip(got, exact, strict=True)
-        )
-
-    result.error, result.eager_error = worst("genkern"), worst("eager")
-    result.exact_enough = (
-        result.error <= workload.error_ratio * result.eager_error + FLOOR[workload.dtype]
+    result.error, result.eager_error = (
+        largest_error(workload.prepare(name, device)(), exact) for name in ("genkern", "eager")
     )
+    result.exact_enough = result.error <= workload.allowed_error(result.eager_error)
 
 
 def interleave(steps, seconds, least=7, most=2000, device="cpu"):

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+# The error rule: at most so many times eager's error against fp64 (1.25, of second derivatives 2),
+# above a floor of rounding.
+FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-9, torch.float16: 2**-12}
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -29,12 +33,24 @@ class Workload:
     def implementations(self):
         return ("eager", *self.others, "genkern")
 
+    def allowed_error(self, eager_error):
+        return self.error_ratio * eager_error + FLOOR[self.dtype]
+
     def prepare(self, implementation, device="cpu"):
         torch.manual_seed(0)
         with torch.device(device) if device != "cpu" else contextlib.nullcontext():
             if implementation == "exact":
                 return self.build("eager", torch.float64)
             return self.build(implementation, self.dtype)
+
+
+def largest_error(got, exact):
+    """Of all tensors, each relative to its largest exact value. NaN where anything is."""
+    errors = [
+        (g.double() - e).abs().max() / e.abs().max().clamp_min(1e-30)
+        for g, e in zip(got, exact, strict=True)
+    ]
+    return torch.stack(errors).max().item()
 
 
 def numbers(*shape, dtype, grad=True):
