@@ -183,7 +183,7 @@ def test_launches_of_a_call_on_cuda():
 
 @pytest.mark.skipif(not has_cuda(), reason="the CUDA half was not built: `genkern info` says why")
 def test_every_launch_fits_on_every_target():
-    """Dynamic shared memory alone; static memory is read from the compiler, in the exhaustive one."""
+    """Dynamic shared memory alone: what is static, only the compiler knows."""
     least = min(limits.shared_of_block for name, limits in LIMITS.items() if name != "sm_75")
     for of_call in gather._calls(calls.all_calls()):
         for launch in of_call["launches"]:
