@@ -167,6 +167,43 @@ struct AttentionBiasGradient {
 };
 Status attention_bias_gradient(const AttentionBiasGradient& args, const AttentionLaunch& call);
 
+// What second order's sweep by rows tells the passes after it, of every row. The passes of second
+// order and forward mode ask for at most 128 features.
+struct SecondFacts {
+  RowNumbers shift, inverse, level, tau, rho;
+};
+
+// The facts, of which τ is the gradient of grad_lse, and the gradients of q and grad_out (data
+// null: not wanted); no other gradient is looked at.
+Status attention_second_rows(const AttentionSecond& args, const SecondFacts& facts,
+                             const AttentionLaunch& call);
+
+// The gradients of k and v, and W (second.cuh) summed over the queries of every head, [B, H, M]:
+// each wanted where its data is not null.
+struct AttentionSecondColumns {
+  AttentionProblem problem;
+  SecondFacts facts;
+  Tangents tangents;
+  Heads grad_out, of_k, of_v;
+  RowNumbers sums;
+};
+Status attention_second_columns(const AttentionSecondColumns& args, const AttentionLaunch& call);
+
+// The gradient of a bias [batches, heads, N, M] with rows and keys of its own: W summed over what
+// shares it.
+struct AttentionSecondBias {
+  AttentionProblem problem;
+  SecondFacts facts;
+  Tangents tangents;
+  Heads grad_out;
+  Bias grad;
+  int64_t batches, heads;
+};
+Status attention_second_bias(const AttentionSecondBias& args, const AttentionLaunch& call);
+
+// lse_tangent: data null, not wanted.
+Status attention_jvp(const AttentionJvp& args, const AttentionLaunch& call);
+
 }  // namespace cuda
 
 }  // namespace genkern

@@ -90,6 +90,23 @@ inline cuda::RowFacts facts_of(const FactsArgument& argument) {
   return {numbers(argument[0]), numbers(argument[1]), numbers(argument[2])};
 }
 
+// Shift, inverse, level, τ, ρ.
+using SecondFactsArgument = std::array<NumbersArgument, 5>;
+
+inline cuda::SecondFacts second_facts_of(const SecondFactsArgument& argument) {
+  const auto& [shift, inverse, level, tau, rho] = argument;
+  return {numbers(shift), numbers(inverse), numbers(level), numbers(tau), numbers(rho)};
+}
+
+// Of q, k, v, the bias and the key bias.
+using TangentsArgument =
+    std::tuple<HeadsArgument, HeadsArgument, HeadsArgument, BiasArgument, NumbersArgument>;
+
+inline Tangents tangents_of(const TangentsArgument& argument) {
+  const auto& [q, k, v, of_bias, key_bias] = argument;
+  return {heads(q), heads(k), heads(v), bias(of_bias), numbers(key_bias)};
+}
+
 inline void bind_attention_cuda(py::module_& m) {
   using H = const HeadsArgument&;
   using R = const NumbersArgument&;
@@ -129,6 +146,46 @@ inline void bind_attention_cuda(py::module_& m) {
                                            bias_gradient(grad), batches,         heads_of_bias};
     py::gil_scoped_release release;
     check(cuda::attention_bias_gradient(args, launch_of(launch)), "attention_bias_gradient_cuda");
+  });
+  using S = const SecondFactsArgument&;
+  using A = const TangentsArgument&;
+  m.def("attention_second_rows_cuda", [](const ProblemArgument& p, R shift, R sum, A tangents,
+                                         H grad_out, R grad_lse, H of_q, H of_grad_out, S facts,
+                                         L launch) {
+    const AttentionSecond args{problem(p),        {numbers(shift), numbers(sum)}, heads(grad_out),
+                               numbers(grad_lse), tangents_of(tangents),          {heads(of_q)},
+                               heads(of_grad_out)};
+    py::gil_scoped_release release;
+    check(cuda::attention_second_rows(args, second_facts_of(facts), launch_of(launch)),
+          "attention_second_rows_cuda");
+  });
+  m.def("attention_second_columns_cuda", [](const ProblemArgument& p, S facts, A tangents,
+                                            H grad_out, H of_k, H of_v, R sums, L launch) {
+    const cuda::AttentionSecondColumns args{
+        problem(p),  second_facts_of(facts), tangents_of(tangents), heads(grad_out), heads(of_k),
+        heads(of_v), numbers(sums)};
+    py::gil_scoped_release release;
+    check(cuda::attention_second_columns(args, launch_of(launch)), "attention_second_columns_cuda");
+  });
+  m.def("attention_second_bias_cuda",
+        [](const ProblemArgument& p, S facts, A tangents, H grad_out,
+           const BiasGradientArgument& grad, int64_t batches, int64_t heads_of_bias, L launch) {
+          const cuda::AttentionSecondBias args{
+              problem(p),      second_facts_of(facts), tangents_of(tangents),
+              heads(grad_out), bias_gradient(grad),    batches,
+              heads_of_bias};
+          py::gil_scoped_release release;
+          check(cuda::attention_second_bias(args, launch_of(launch)), "attention_second_bias_cuda");
+        });
+  m.def("attention_jvp_cuda", [](const ProblemArgument& p, R shift, R sum, A tangents,
+                                 H out_tangent, R lse_tangent, L launch) {
+    const AttentionJvp args{problem(p),
+                            {numbers(shift), numbers(sum)},
+                            tangents_of(tangents),
+                            heads(out_tangent),
+                            numbers(lse_tangent)};
+    py::gil_scoped_release release;
+    check(cuda::attention_jvp(args, launch_of(launch)), "attention_jvp_cuda");
   });
 }
 #endif

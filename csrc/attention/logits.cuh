@@ -55,8 +55,7 @@ __device__ inline float tanh_of(float x) {
 
 // The bias of a query and a key that lie in the tensor; -inf where a boolean one hides.
 template <class T>
-__device__ inline float bias_at(const Problem& problem, const Place& place, int query, int key) {
-  const Bias& bias = problem.bias;
+__device__ inline float bias_at(const Bias& bias, const Place& place, int query, int key) {
   const int64_t at =
       place.batch * bias.batch + place.head * bias.head + query * bias.row + key * bias.key;
   if (bias.type == BiasType::boolean)
@@ -85,7 +84,8 @@ __device__ inline void finish_logits(const Problem& problem, const Place& place,
   if (problem.bias.data)
     each(s, [&](float& x, int m, int n, int e) {
       const int query = corner.query(m, n, e), key = corner.key(m, n, e);
-      if (query < place.queries && key < place.keys) x += bias_at<T>(problem, place, query, key);
+      if (query < place.queries && key < place.keys)
+        x += bias_at<T>(problem.bias, place, query, key);
     });
   if (problem.key_bias.data) {
     const float* numbers = key_numbers(problem.key_bias, place);

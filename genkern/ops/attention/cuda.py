@@ -56,6 +56,61 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.A
     return kernels.in_dtypes_of(call.inputs, grads)
 
 
+def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(True,) * 7):
+    """The gradients of ⟨backward's results, tangents⟩ for the inputs, grad_out and grad_lse."""
+    call = Call(inputs, fixed, settings)
+    grad_out, grad_lse = kernels.cotangents_of(call.inputs, grad_out, grad_lse)
+    grads = kernels.new_gradients(call.inputs, wanted[:5])
+    of_out = kernels.laid_out_like(grad_out, call.inputs[2].shape[3]) if wanted[5] else None
+    sums = bias_sums.new_column_sums(call.inputs, grads)
+    shift, inverse, level, rho = call.planes(call.new_facts(4))
+    taus = kernels.new_row_numbers(call.inputs[0])  # a result, so in memory of its own
+    facts = shift, inverse, level, call.numbers(taus), rho
+    tangents, cotangent = call.tangents(tangents), call.heads(grad_out)
+    call.launch(
+        native.attention_second_rows_cuda,
+        *call.planes(rows),
+        tangents,
+        cotangent,
+        call.numbers(grad_lse),
+        call.heads(grads[0]),
+        call.heads(of_out),
+        facts,
+    )
+    known = facts, tangents, cotangent
+    if any(x is not None for x in (grads[1], grads[2], sums)):
+        call.launch(
+            native.attention_second_columns_cuda,
+            *known,
+            call.heads(grads[1]),
+            call.heads(grads[2]),
+            call.numbers(sums),
+        )
+
+    def of_tiles(grad):
+        sizes = grad.shape[:2]
+        launcher = native.attention_second_bias_cuda
+        call.launch(launcher, *known, kernels.bias_gradient_address(grad), *sizes)
+
+    bias_sums.finish(call.inputs, grads, sums, None, of_tiles)
+    return *kernels.in_dtypes_of(call.inputs, grads), of_out, taus if wanted[6] else None
+
+
+def jvp(inputs, fixed, settings, rows, tangents):
+    """The derivatives of out and lse along the tangents of the inputs."""
+    call = Call(inputs, fixed, settings)
+    q, _, v, _, _ = call.inputs
+    out, lse = kernels.laid_out_like(q, v.shape[3]), kernels.new_row_numbers(q)
+    call.launch(
+        native.attention_jvp_cuda,
+        *call.planes(rows),
+        call.tangents(tangents),
+        call.heads(out),
+        call.numbers(lse),
+    )
+    return out, lse
+
+
 class Call:
     """What the launches of one pass share."""
 
@@ -84,6 +139,11 @@ class Call:
 
     def numbers(self, x):
         return kernels.numbers_address(x, self.fixed)
+
+    def tangents(self, tangents):
+        """Their addresses. The tensors live as long as the call, for the launches to read."""
+        self.along = kernels.readable_tangents(self.inputs, tangents)
+        return kernels.tangent_addresses(self.along, self.inputs, self.fixed)
 
     def planes(self, x):
         """The addresses of the first dimension's planes, [B, H, N] each."""

@@ -22,7 +22,7 @@ NAMES = ("q", "k", "v", "attn_mask", "the key bias")
 KERNELS = ("triton", "cuda", "cpu")
 WIDEST_ON_GPU = 256
 WIDEST_FP64 = 64  # on Triton: more do not fit into registers
-WIDEST_TWICE = 0  # on CUDA, for the passes of second order and forward mode
+WIDEST_TWICE = 128  # on CUDA, for the passes of second order and forward mode
 _TWICE = (".second", ".jvp")
 _TOO_OLD = ("sm_70", "sm_72", "sm_75")
 ALL = (True,) * 5
@@ -147,7 +147,7 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
         _problem(inputs, fixed, settings),
         *_row_addresses(rows, fixed),
         *_cotangent_addresses(cotangents, fixed),
-        *_tangent_addresses(tangents, inputs, fixed),
+        *tangent_addresses(tangents, inputs, fixed),
         *addresses[:3],
         heads_address(of_out, fixed),
         numbers_address(of_lse, fixed),
@@ -165,7 +165,7 @@ def jvp(inputs, fixed, settings, rows, tangents):
     native.attention_jvp(
         _problem(inputs, fixed, settings),
         *_row_addresses(rows, fixed),
-        *_tangent_addresses(tangents, inputs, fixed),
+        *tangent_addresses(tangents, inputs, fixed),
         heads_address(out, fixed),
         numbers_address(lse, fixed),
     )
@@ -355,7 +355,7 @@ def _cotangent_addresses(cotangents, fixed):
     return heads_address(grad_out, fixed), numbers_address(grad_lse, fixed)
 
 
-def _tangent_addresses(tangents, inputs, fixed):
+def tangent_addresses(tangents, inputs, fixed):
     *heads, bias, key_bias = tangents
     return (
         *(heads_address(x, fixed) for x in heads),
