@@ -136,8 +136,12 @@ def executed_by_prove(which):
     for workload in getattr(workloads, which)():
         with watch.watching() as seen:
             outcome = check.execute(workload, "triton", schedule=0)
-        print(workload.name, outcome.problem or f"{outcome.error:.1e}", file=sys.stderr, flush=True)
-        (executed if outcome.holds else failed).update(seen)
+        said = outcome.fault or outcome.elsewhere or f"error {outcome.error:.1e}"
+        print(f"{workload.name}: {said}", file=sys.stderr, flush=True)
+        if outcome.holds:
+            executed.update(seen)
+        elif outcome.elsewhere is None:
+            failed.update(seen)
     return executed, failed
 
 
