@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 BACKENDS = ("cuda", "triton")
 
@@ -51,7 +51,7 @@ class Outcome:
 def steps():
     """In the order of their worth: what is right first, then how fast."""
     python = sys.executable
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda"]
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "../tests/cuda"]
     found = [
         Step("facts", "genkern info", [python, "-m", "genkern", "info"]),
         Step("tests", "the CUDA kernels' tests on the device", pytest, minutes=30),
@@ -62,7 +62,14 @@ def steps():
             Step(
                 "sanitizer",
                 f"compute-sanitizer {tool}",
-                [sanitizer or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *pytest],
+                [
+                    sanitizer or "compute-sanitizer",
+                    "--tool",
+                    tool,
+                    "--error-exitcode",
+                    "9",
+                    *pytest,
+                ],
                 # Freed memory must be free, and not torch's to hand out again.
                 {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
                 minutes=60,
@@ -90,14 +97,15 @@ def find_sanitizer():
 
 
 def run(step):
-    """Runs a step in the root of the source tree; whatever goes wrong is its outcome."""
+    """Runs a step beside this file; whatever goes wrong is its outcome. (In the root of the source
+    tree Python would take the package that lies there, built or not.)"""
     if step.needs:
         return Outcome(step, f"not run: {step.needs}")
     begun = time.perf_counter()
     try:
         done = subprocess.run(
             step.command,
-            cwd=ROOT,
+            cwd=HERE,
             env={**os.environ, **step.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,7 +131,8 @@ def machine():
         f"device: {properties.name}, compute capability {properties.major}.{properties.minor}, "
         f"{properties.multi_processor_count} multiprocessors, {properties.total_memory >> 30} GiB",
         f"driver: {_driver()}",
-        f"torch {torch.__version__} (CUDA {torch.version.cuda}), Python {platform.python_version()}",
+        f"torch {torch.__version__} of CUDA {torch.version.cuda}",
+        f"Python {platform.python_version()}",
     ]
     return lines
 
@@ -139,7 +148,7 @@ def _driver():
 
 def words(outcomes):
     """{"cuda": word, "triton": word}: measured where the benchmark of a backend passed (its table
-    checks every result against fp64), compiled where it did not, not run where it could not."""
+    checks every result against fp64), failed, or not run."""
     found = {}
     for backend in BACKENDS:
         results = [

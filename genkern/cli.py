@@ -1,10 +1,12 @@
-"""The `genkern` command: info, train, sample, bench, static. Each part brings its own arguments."""
+"""The `genkern` command: info, train, sample, bench, static, prove. Each part brings its own
+arguments."""
 
 import argparse
 import sys
 
 from genkern.bench.command import add_bench_parser
 from genkern.info import add_info_parser
+from genkern.prove.command import add_prove_parser
 from genkern.static.command import add_static_parser
 from genkern.train.commands import add_sample_parser, add_train_parser
 
@@ -21,6 +23,7 @@ def build_parser():
         add_sample_parser,
         add_bench_parser,
         add_static_parser,
+        add_prove_parser,
     ):
         add(commands)
     return parser

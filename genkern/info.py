@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 import genkern
+from genkern import evidence
 from genkern._native import LEVELS, native
-from genkern.assembly import TARGETS
 from genkern.backend import BACKENDS, has_cuda
 from genkern.ops import _triton as _triton_backend
 from genkern.ops.attention import kernels as attention
@@ -67,6 +67,7 @@ def gather():
             name: [b for b in BACKENDS if b == "reference" or b in of_op.KERNELS]
             for name, of_op in OPS.items()
         },
+        "evidence": evidence.load(),
     }
 
 
@@ -111,7 +112,6 @@ def _triton():
         "version": _triton_backend.version() or "not installed",
         "tested with": f"{_triton_backend.OLDEST_TESTED} to {_triton_backend.NEWEST_TESTED}",
         "problem": _triton_backend.problem(),
-        "compiled for": list(TARGETS),
     }
 
 
@@ -131,7 +131,6 @@ def render(facts):
     if cuda["built"]:
         lines.append(f"cuda      built by nvcc {cuda['nvcc']} for {', '.join(cuda['targets'])}")
         lines.append(f"          targets from {cuda['chosen']}; device: {cuda['device']}")
-        lines.append("          its kernels are compiled; they were not run on a GPU")
     else:
         lines.append(f"cuda      not built: {cuda['why not']}")
     triton = facts["triton"]
@@ -141,10 +140,11 @@ def render(facts):
     if triton["problem"]:
         lines.append(f"          not used: {triton['problem']}")
     else:
-        lines.append(
-            f"          compiled for {', '.join(triton['compiled for'])}; not run on a GPU"
-        )
         lines.append("          their source agrees with fp64 in Triton's interpreter")
     lines.append(f"backend   {facts['backend']}")
     lines += [f"          {op:20} {', '.join(names)}" for op, names in facts["ops"].items()]
+    lines.append("evidence  of the release's tests; on GPUs nothing was measured")
+    for backend, ops in facts["evidence"]["backends"].items():
+        for op, of_op in ops.items():
+            lines.append(f"          {backend:7} {op:15} {evidence.told(of_op)}")
     return "\n".join(lines)

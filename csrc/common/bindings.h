@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 #include <stdint.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -44,12 +45,24 @@ inline void check(Status status, const char* launcher) {
 }
 
 #ifdef GK_HAVE_CUDA
+// The addresses of its members.
+using ListMemoryArgument = std::array<Address, 3>;
+
+inline cuda::ListMemory list_memory(const ListMemoryArgument& at) {
+  return {pointer(at[0]), static_cast<unsigned long long*>(pointer(at[1])),
+          static_cast<double*>(pointer(at[2]))};
+}
+
 inline void bind_lists(py::module_& m) {
   py::class_<cuda::ListPlan>(m, "ListPlan")
       .def_readonly("table", &cuda::ListPlan::table)
       .def_readonly("blocks", &cuda::ListPlan::blocks)
+      .def_readonly("arrays", &cuda::ListPlan::arrays)
       .def_readonly("run", &cuda::ListPlan::run)
-      .def_readonly("sums", &cuda::ListPlan::sums);
+      .def_readonly("sums", &cuda::ListPlan::sums)
+      .def_property_readonly("needs_table", [](const cuda::ListPlan& plan) {
+        return plan.arrays > cuda::nearby_arrays;
+      });
 }
 #endif
 

@@ -4,7 +4,7 @@
 // than longest_run steps of them; a warp's threads are added up in a tree of that type, warps and
 // blocks in doubles (few enough of them for GPUs that are slow at fp64). Every block leaves its
 // sums in a row of doubles and counts itself; the last to arrive adds the rows up in their order,
-// so the same bits come on every run.
+// so the same bits come on every run. The count is zero again at the end.
 #pragma once
 
 #include <stdint.h>
@@ -67,13 +67,19 @@ __device__ void store(T* to, int64_t left, const Acc<T> (&from)[n]) {
 
 // ---- Blocks -------------------------------------------------------------------------------------
 
+template <class Entry>
+__device__ Entry entry_of(const List<Entry>& list, int64_t array) {
+  if (list.arrays <= nearby_arrays) return list.nearby[array];
+  return static_cast<const Entry*>(list.memory.table)[array];
+}
+
 // The array that a block works on: the last whose first block is not after it.
 template <class Entry>
 __device__ int array_of(const List<Entry>& list) {
   int array = -1;
   for (int64_t at = 0; at < list.arrays; at += warp_threads) {
     const int64_t one = at + threadIdx.x % warp_threads;
-    const bool begun = one < list.arrays && list.entries[one].first <= int64_t(blockIdx.x);
+    const bool begun = one < list.arrays && entry_of(list, one).first <= int64_t(blockIdx.x);
     const unsigned votes = __ballot_sync(all_lanes, begun);
     array += __popc(votes);
     if (votes != all_lanes) break;

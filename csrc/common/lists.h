@@ -18,38 +18,46 @@ constexpr int list_threads = 256;
 constexpr int64_t step_bytes = 16 * list_threads;
 constexpr int64_t longest_run = 32;  // steps that a thread adds up in its arithmetic type
 
-// What a launch over a list is made of. The table goes to the device before the launch, and there
-// must be `sums * blocks` doubles of scratch.
+// So few arrays go with the launch, as an argument of the kernel.
+constexpr int64_t nearby_arrays = 8;
+
+// What a launch over a list is made of.
 struct ListPlan {
-  std::vector<int64_t> table;  // a counter, zero before and after every launch; one entry an array
+  std::vector<int64_t> table;  // one entry an array
   int64_t arrays = 0, blocks = 0, run = 1;
   int64_t sums = 0;                  // that each block leaves
   bool has_mean_of_nothing = false;  // whether the result is NaN for it, as PyTorch's
 };
 
-// The same on the device.
+// Addresses on the device.
+struct ListMemory {
+  const void* table;            // the plan's, where the list has more than nearby_arrays
+  unsigned long long* counter;  // zero before and after every launch; of a list with sums
+  double* partials;             // [sums, blocks], written and read by a launch alone
+};
+
+// What a kernel is given.
 template <class Entry>
 struct List {
-  unsigned long long* counter;
-  const Entry* entries;
+  ListMemory memory;
   int64_t arrays, run;
-  double* partials;  // [sums, blocks]
+  Entry nearby[nearby_arrays];
 };
 
 template <class Entry>
-List<Entry> list_of(const ListPlan& plan, void* table, void* scratch) {
-  int64_t* numbers = static_cast<int64_t*>(table);
-  return {reinterpret_cast<unsigned long long*>(numbers),
-          reinterpret_cast<const Entry*>(numbers + 1), plan.arrays, plan.run,
-          static_cast<double*>(scratch)};
+List<Entry> list_of(const ListPlan& plan, const ListMemory& memory) {
+  List<Entry> list{memory, plan.arrays, plan.run, {}};
+  if (plan.arrays <= nearby_arrays)
+    memcpy(list.nearby, plan.table.data(), size_t(plan.arrays) * sizeof(Entry));
+  return list;
 }
 
-// Makes plans: first `count` all arrays, then `add` their entries in the same order.
+// Makes plans: first `count` all arrays, then `add` their entries in the same order, or the blocks
+// alone of an array that needs no entry.
 class ListPlanner {
  public:
   ListPlanner(int64_t element_bytes, int64_t blocks_aim, int64_t sums)
       : step_(step_bytes / element_bytes), aim_(blocks_aim) {
-    plan_.table.push_back(0);
     plan_.sums = sums;
   }
 
@@ -69,9 +77,10 @@ class ListPlanner {
     const size_t end = plan_.table.size();
     plan_.table.resize(end + sizeof(Entry) / sizeof(int64_t));
     memcpy(plan_.table.data() + end, &entry, sizeof(Entry));
-    plan_.blocks += blocks;
     ++plan_.arrays;
+    add_blocks(blocks);
   }
+  void add_blocks(int64_t blocks) { plan_.blocks += blocks; }
 
   void mean_of_nothing() { plan_.has_mean_of_nothing = true; }
 

@@ -46,22 +46,23 @@ inline void bind_differences(py::module_& m) {
                                   gradients_alone, blocks_aim);
   });
   m.def("differences_forward_cuda", [](const cuda::ListPlan& plan, int distance, int dtype,
-                                       Address table, Address partials, Address loss,
+                                       const ListMemoryArgument& memory, Address loss,
                                        Address stream) {
     const DifferencesForward args{Distance(distance), DType(dtype), nullptr, 0, pointer(loss), 1};
     py::gil_scoped_release release;
-    check(cuda::differences_forward(args, plan, pointer(table), pointer(partials), pointer(stream)),
+    check(cuda::differences_forward(args, plan, list_memory(memory), pointer(stream)),
           "differences_forward_cuda");
   });
-  m.def("differences_backward_cuda", [](const cuda::ListPlan& plan, int distance, int dtype,
-                                        Address table, Address grad_loss, bool is_done_for_one,
-                                        Address stream) {
-    const DifferencesBackward args{
-        Distance(distance), DType(dtype), nullptr, 0, pointer(grad_loss), 1};
-    py::gil_scoped_release release;
-    check(cuda::differences_backward(args, plan, pointer(table), is_done_for_one, pointer(stream)),
-          "differences_backward_cuda");
-  });
+  m.def("differences_backward_cuda",
+        [](const cuda::ListPlan& plan, int distance, int dtype, const ListMemoryArgument& memory,
+           Address grad_loss, bool is_done_for_one, Address stream) {
+          const DifferencesBackward args{
+              Distance(distance), DType(dtype), nullptr, 0, pointer(grad_loss), 1};
+          py::gil_scoped_release release;
+          check(cuda::differences_backward(args, plan, list_memory(memory), is_done_for_one,
+                                           pointer(stream)),
+                "differences_backward_cuda");
+        });
 #endif
 }
 

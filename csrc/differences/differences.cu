@@ -62,24 +62,24 @@ __device__ Acc<T> sweep(Distance distance, const PairArray& pair, int64_t run, A
 
 template <class T>
 __global__ void __launch_bounds__(list_threads)
-    differences_forward_kernel(Distance distance, List<PairArray> list, bool has_mean_of_nothing,
-                               Acc<T>* loss) {
-  const PairArray pair = list.entries[array_of(list)];
+    differences_forward_kernel(Distance distance, const __grid_constant__ List<PairArray> list,
+                               bool has_mean_of_nothing, Acc<T>* loss) {
+  const PairArray pair = entry_of(list, array_of(list));
   const Acc<T> mine[1] = {sweep<T, true>(distance, pair, list.run, 1)};
-  leave(list.partials, mine, pair.scale);
-  if (!arrives_last(list.counter)) return;
-  const double everything = all_added_up(list.partials);
+  leave(list.memory.partials, mine, pair.scale);
+  if (!arrives_last(list.memory.counter)) return;
+  const double everything = all_added_up(list.memory.partials);
   if (threadIdx.x == 0) *loss = has_mean_of_nothing ? Acc<T>(NAN) : Acc<T>(everything);
 }
 
 // `is_done_for_one`: the gradients are there already, for a grad_loss of 1.
 template <class T>
 __global__ void __launch_bounds__(list_threads)
-    differences_backward_kernel(Distance distance, List<PairArray> list, const Acc<T>* grad_loss,
-                                bool is_done_for_one) {
+    differences_backward_kernel(Distance distance, const __grid_constant__ List<PairArray> list,
+                                const Acc<T>* grad_loss, bool is_done_for_one) {
   const Acc<T> upstream = *grad_loss;
   if (is_done_for_one && upstream == Acc<T>(1)) return;
-  sweep<T, false>(distance, list.entries[array_of(list)], list.run, upstream);
+  sweep<T, false>(distance, entry_of(list, array_of(list)), list.run, upstream);
 }
 
 }  // namespace differences
@@ -103,9 +103,9 @@ ListPlan differences_plan(DType dtype, const DifferencePair* pairs, int64_t coun
   return planner.finish();
 }
 
-Status differences_forward(const DifferencesForward& args, const ListPlan& plan, void* table,
-                           void* partials, void* stream) {
-  const auto list = list_of<PairArray>(plan, table, partials);
+Status differences_forward(const DifferencesForward& args, const ListPlan& plan,
+                           const ListMemory& memory, void* stream) {
+  const auto list = list_of<PairArray>(plan, memory);
   return for_dtype(args.dtype, [&](auto t) {
     using A = Acc<decltype(t)>;
     return launch(differences::differences_forward_kernel<decltype(t)>, unsigned(plan.blocks),
@@ -114,9 +114,9 @@ Status differences_forward(const DifferencesForward& args, const ListPlan& plan,
   });
 }
 
-Status differences_backward(const DifferencesBackward& args, const ListPlan& plan, void* table,
-                            bool is_done_for_one, void* stream) {
-  const auto list = list_of<PairArray>(plan, table, nullptr);
+Status differences_backward(const DifferencesBackward& args, const ListPlan& plan,
+                            const ListMemory& memory, bool is_done_for_one, void* stream) {
+  const auto list = list_of<PairArray>(plan, memory);
   return for_dtype(args.dtype, [&](auto t) {
     using A = Acc<decltype(t)>;
     return launch(differences::differences_backward_kernel<decltype(t)>, unsigned(plan.blocks),

@@ -52,13 +52,12 @@ namespace cuda {
 ListPlan differences_plan(DType dtype, const DifferencePair* pairs, int64_t count,
                           bool gradients_alone, int64_t blocks_aim);
 
-// `table`: the plan's, on the device; `partials`: its sums. The args' pairs are the plan's and not
-// looked at.
-Status differences_forward(const DifferencesForward& args, const ListPlan& plan, void* table,
-                           void* partials, void* stream);
+// The args' pairs are the plan's and not looked at.
+Status differences_forward(const DifferencesForward& args, const ListPlan& plan,
+                           const ListMemory& memory, void* stream);
 // `is_done_for_one`: the gradients are a forward's, to be left as they are where grad_loss is 1.
-Status differences_backward(const DifferencesBackward& args, const ListPlan& plan, void* table,
-                            bool is_done_for_one, void* stream);
+Status differences_backward(const DifferencesBackward& args, const ListPlan& plan,
+                            const ListMemory& memory, bool is_done_for_one, void* stream);
 }  // namespace cuda
 #endif
 

@@ -47,18 +47,18 @@ inline void bind_gaussian_kl(py::module_& m) {
                 "gaussian_kl_backward");
         });
 #ifdef GK_HAVE_CUDA
-  m.def("gaussian_kl_cuda_plan", [](int64_t count, int dtype, int64_t blocks_aim) {
-    return cuda::gaussian_kl_plan(DType(dtype), count, blocks_aim);
+  m.def("gaussian_kl_cuda_plan", [](int64_t count, int dtype, bool with_sum, int64_t blocks_aim) {
+    return cuda::gaussian_kl_plan(DType(dtype), count, with_sum, blocks_aim);
   });
   m.def("gaussian_kl_forward_cuda",
         [problem](const cuda::ListPlan& plan, int64_t rows, int64_t size,
-                  const GaussiansArgument& inputs, int dtype, Address table, Address partials,
+                  const GaussiansArgument& inputs, int dtype, const ListMemoryArgument& memory,
                   const RowsArgument& terms, Address sum, double factor, Address stream) {
           const GaussianKl args = problem(rows, size, inputs, dtype, 1);
           const Rows term_rows = rows_of(terms);
           py::gil_scoped_release release;
-          check(cuda::gaussian_kl_forward(args, plan, pointer(table), pointer(partials), term_rows,
-                                          pointer(sum), factor, pointer(stream)),
+          check(cuda::gaussian_kl_forward(args, plan, list_memory(memory), term_rows, pointer(sum),
+                                          factor, pointer(stream)),
                 "gaussian_kl_forward_cuda");
         });
   m.def("gaussian_kl_backward_cuda",

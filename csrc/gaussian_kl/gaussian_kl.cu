@@ -15,10 +15,6 @@ namespace genkern {
 namespace cuda {
 namespace gaussian_kl {
 
-struct WholeArray {
-  int64_t first;
-};
-
 // Where a thread's elements begin, and how many there are: n or, at the end of all rows, fewer.
 struct Spot {
   int64_t row, column, left;
@@ -102,12 +98,12 @@ __device__ void load_parts(const GaussianKl& problem, const Spot& spot, Parts<Ac
 
 template <class T>
 __global__ void __launch_bounds__(list_threads, 2)
-    gaussian_kl_forward_kernel(GaussianKl problem, List<WholeArray> list, Rows terms, double factor,
-                               Acc<T>* sum) {
+    gaussian_kl_forward_kernel(GaussianKl problem, int64_t run, ListMemory memory, Rows terms,
+                               double factor, Acc<T>* sum) {
   using A = Acc<T>;
   constexpr int n = width<T>;
   A mine[1] = {0};
-  along<T>(blockIdx.x, list.run, problem.rows * problem.size, [&](int64_t at, int64_t left) {
+  along<T>(blockIdx.x, run, problem.rows * problem.size, [&](int64_t at, int64_t left) {
     const Spot spot = spot_of(problem, at, left);
     Parts<A, n> p;
     load_parts<T>(problem, spot, &p);
@@ -121,9 +117,9 @@ __global__ void __launch_bounds__(list_threads, 2)
     if (terms.numbers) store_rows<A>(terms, spot, problem.size, kl);
   });
   if (!sum) return;
-  leave(list.partials, mine);
-  if (!arrives_last(list.counter)) return;
-  const double everything = all_added_up(list.partials);
+  leave(memory.partials, mine);
+  if (!arrives_last(memory.counter)) return;
+  const double everything = all_added_up(memory.partials);
   if (threadIdx.x == 0) *sum = A(factor * everything);
 }
 
@@ -164,21 +160,19 @@ __global__ void __launch_bounds__(list_threads, 2)
 
 using namespace gaussian_kl;
 
-ListPlan gaussian_kl_plan(DType dtype, int64_t count, int64_t blocks_aim) {
-  ListPlanner planner(element_bytes(dtype), blocks_aim, 1);
+ListPlan gaussian_kl_plan(DType dtype, int64_t count, bool with_sum, int64_t blocks_aim) {
+  ListPlanner planner(element_bytes(dtype), blocks_aim, with_sum ? 1 : 0);
   planner.count(count);
-  planner.add(WholeArray{0}, planner.blocks_of_row(count));
+  planner.add_blocks(planner.blocks_of_row(count));
   return planner.finish();
 }
 
-Status gaussian_kl_forward(const GaussianKl& args, const ListPlan& plan, void* table,
-                           void* partials, const Rows& terms, void* sum, double factor,
-                           void* stream) {
-  const auto list = list_of<WholeArray>(plan, table, partials);
+Status gaussian_kl_forward(const GaussianKl& args, const ListPlan& plan, const ListMemory& memory,
+                           const Rows& terms, void* sum, double factor, void* stream) {
   return for_dtype(args.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(gaussian_kl_forward_kernel<T>, unsigned(plan.blocks), list_threads, 0, stream,
-                  args, list, terms, factor, static_cast<Acc<T>*>(sum));
+                  args, plan.run, memory, terms, factor, static_cast<Acc<T>*>(sum));
   });
 }
 

@@ -44,12 +44,11 @@ GK_EACH_LEVEL(
 
 #ifdef GK_HAVE_CUDA
 namespace cuda {
-// One launch each. The plan of `count` elements; a forward with a sum needs its table on the device
-// and its scratch (`partials`), a backward neither.
-ListPlan gaussian_kl_plan(DType dtype, int64_t count, int64_t blocks_aim);
-Status gaussian_kl_forward(const GaussianKl& args, const ListPlan& plan, void* table,
-                           void* partials, const Rows& terms, void* sum, double factor,
-                           void* stream);
+// One launch each. The plan of `count` elements; a forward with a sum needs memory for it, without
+// a table.
+ListPlan gaussian_kl_plan(DType dtype, int64_t count, bool with_sum, int64_t blocks_aim);
+Status gaussian_kl_forward(const GaussianKl& args, const ListPlan& plan, const ListMemory& memory,
+                           const Rows& terms, void* sum, double factor, void* stream);
 Status gaussian_kl_backward(const GaussianKl& args, const ListPlan& plan,
                             const GaussianKlGradients& gradients, const void* upstream,
                             const Rows& each_upstream, double factor, void* stream);

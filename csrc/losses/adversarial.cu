@@ -112,14 +112,14 @@ __device__ Line<A> line_of(const Problem& problem, const List<LogitArray>& list,
   const bool is_real = form.pairing == Pairing::paired || array < problem.terms;
   const LogitLine own = one_of(is_real, form.real, form.fake);
   const LogitLine other = one_of(is_real, form.fake, form.real);
-  const double share = list.entries[array].share;
+  const double share = entry_of(list, array).share;
   const double scale = upstream * problem.factor * own.weight * share;
   double shift = own.shift, offset = scale * own.slope;
   if (totals) {
     const int64_t opposite = is_real ? array + problem.terms : array - problem.terms;
     shift -= own.sign * totals[opposite];
     const double through =
-        upstream * problem.factor * other.weight * other.sign * list.entries[opposite].share;
+        upstream * problem.factor * other.weight * other.sign * entry_of(list, opposite).share;
     offset = -through * totals[list.arrays + opposite] * share;
   }
   return {A(own.sign),
@@ -141,7 +141,7 @@ __device__ void sweep(const Problem& problem, const List<LogitArray>& list, cons
   constexpr int n = width<T>;
   __shared__ Line<A> shared_line;
   const int array = array_of(list);
-  const LogitArray entry = list.entries[array];
+  const LogitArray entry = entry_of(list, array);
   if (threadIdx.x == 0) shared_line = line_of<A>(problem, list, array, totals, upstream);
   __syncthreads();
   const Line<A> line = shared_line;
@@ -217,11 +217,12 @@ __device__ void finish(const Problem& problem, const List<LogitArray>& list, Pas
   const bool paired = problem.form.pairing == Pairing::paired;
   double losses[1] = {0};
   for (int64_t array = threadIdx.x / warp_threads; array < list.arrays; array += list_warps) {
-    const LogitArray& entry = list.entries[array];
+    const LogitArray entry = entry_of(list, array);
     double total[sums] = {};
     for (int64_t i = threadIdx.x % warp_threads; i < entry.blocks; i += warp_threads)
 #pragma unroll
-      for (int k = 0; k < sums; ++k) total[k] += list.partials[k * gridDim.x + entry.first + i];
+      for (int k = 0; k < sums; ++k)
+        total[k] += list.memory.partials[k * gridDim.x + entry.first + i];
 #pragma unroll
     for (int k = 0; k < sums; ++k) total[k] = warp_sum(total[k]);
     if (threadIdx.x % warp_threads != 0) continue;
@@ -249,20 +250,21 @@ __device__ void finish(const Problem& problem, const List<LogitArray>& list, Pas
 
 template <class T>
 __global__ void __launch_bounds__(list_threads)
-    adversarial_forward_kernel(Problem problem, List<LogitArray> list, Pass pass, double* totals,
-                               Acc<T>* loss, Acc<T>* stats) {
+    adversarial_forward_kernel(Problem problem, const __grid_constant__ List<LogitArray> list,
+                               Pass pass, double* totals, Acc<T>* loss, Acc<T>* stats) {
   Acc<T> mine[sums] = {};
   const bool subtracts = problem.form.pairing == Pairing::average && pass == Pass::values;
   sweep<T, true>(problem, list, subtracts ? totals : nullptr, 1, mine);
-  leave(list.partials, mine);
-  if (arrives_last(list.counter)) finish(problem, list, pass, totals, loss, stats);
+  leave(list.memory.partials, mine);
+  if (arrives_last(list.memory.counter)) finish(problem, list, pass, totals, loss, stats);
 }
 
 // `is_done_for_one`: the gradients are there already, for a grad_loss of 1.
 template <class T>
 __global__ void __launch_bounds__(list_threads)
-    adversarial_backward_kernel(Problem problem, List<LogitArray> list, const double* totals,
-                                const Acc<T>* grad_loss, bool is_done_for_one) {
+    adversarial_backward_kernel(Problem problem, const __grid_constant__ List<LogitArray> list,
+                                const double* totals, const Acc<T>* grad_loss,
+                                bool is_done_for_one) {
   const Acc<T> upstream = *grad_loss;
   if (is_done_for_one && upstream == Acc<T>(1)) return;
   Acc<T> nothing[sums];
@@ -307,15 +309,15 @@ ListPlan adversarial_plan(Pairing pairing, DType dtype, const LogitTerm* terms, 
 }
 
 Status adversarial_forward(const AdversarialForward& args, const ListPlan& plan,
-                           const AdversarialMemory& memory, void* stream) {
+                           const ListMemory& memory, double* totals, void* stream) {
   const Problem problem{args.form, args.factor, args.count};
-  const auto list = list_of<LogitArray>(plan, memory.table, memory.partials);
+  const auto list = list_of<LogitArray>(plan, memory);
   return for_dtype(args.dtype, [&](auto t) {
     using T = decltype(t);
     using A = Acc<T>;
     const auto pass = [&](Pass which, const Problem& its_problem) {
       return launch(adversarial_forward_kernel<T>, unsigned(plan.blocks), list_threads, 0, stream,
-                    its_problem, list, which, memory.totals, static_cast<A*>(args.loss),
+                    its_problem, list, which, totals, static_cast<A*>(args.loss),
                     static_cast<A*>(args.stats));
     };
     if (args.form.pairing == Pairing::average) {
@@ -329,14 +331,15 @@ Status adversarial_forward(const AdversarialForward& args, const ListPlan& plan,
 }
 
 Status adversarial_backward(const AdversarialBackward& args, const ListPlan& plan,
-                            const AdversarialMemory& memory, bool is_done_for_one, void* stream) {
+                            const ListMemory& memory, const double* totals, bool is_done_for_one,
+                            void* stream) {
   const Problem problem{args.form, args.factor, args.count};
-  const auto list = list_of<LogitArray>(plan, memory.table, nullptr);
+  const auto list = list_of<LogitArray>(plan, memory);
   return for_dtype(args.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(adversarial_backward_kernel<T>, unsigned(plan.blocks), list_threads, 0, stream,
-                  problem, list, static_cast<const double*>(memory.totals),
-                  static_cast<const Acc<T>*>(args.grad_loss), is_done_for_one);
+                  problem, list, totals, static_cast<const Acc<T>*>(args.grad_loss),
+                  is_done_for_one);
   });
 }
 

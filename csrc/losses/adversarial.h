@@ -78,18 +78,14 @@ namespace cuda {
 ListPlan adversarial_plan(Pairing pairing, DType dtype, const LogitTerm* terms, int64_t count,
                           bool gradients_alone, int64_t blocks_aim);
 
-struct AdversarialMemory {
-  void* table;     // the plan's, on the device
-  void* partials;  // of a forward: the plan's sums
-  double* totals;  // [2, 2 · count] where means are subtracted, else null: a forward leaves them
-};
-
-// Of the args' terms only the number is used: the plan has them.
+// `totals`: [2, 2 · count] where means are subtracted, else null; a forward leaves them. Of the
+// args' terms only the number is used: the plan has them.
 Status adversarial_forward(const AdversarialForward& args, const ListPlan& plan,
-                           const AdversarialMemory& memory, void* stream);
+                           const ListMemory& memory, double* totals, void* stream);
 // `is_done_for_one`: the gradients are a forward's, to be left as they are where grad_loss is 1.
 Status adversarial_backward(const AdversarialBackward& args, const ListPlan& plan,
-                            const AdversarialMemory& memory, bool is_done_for_one, void* stream);
+                            const ListMemory& memory, const double* totals, bool is_done_for_one,
+                            void* stream);
 }  // namespace cuda
 #endif
 

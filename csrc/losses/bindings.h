@@ -62,26 +62,25 @@ inline void bind_losses(py::module_& m) {
         });
   m.def("adversarial_forward_cuda",
         [](const cuda::ListPlan& plan, const AdversarialForm& form, int dtype, double factor,
-           int64_t count, Address table, Address partials, Address totals, Address loss,
+           int64_t count, const ListMemoryArgument& memory, Address totals, Address loss,
            Address stats, Address stream) {
           const AdversarialForward args{form,  DType(dtype),  factor,         nullptr,
                                         count, pointer(loss), pointer(stats), 1};
-          const cuda::AdversarialMemory memory{pointer(table), pointer(partials),
-                                               static_cast<double*>(pointer(totals))};
           py::gil_scoped_release release;
-          check(cuda::adversarial_forward(args, plan, memory, pointer(stream)),
+          check(cuda::adversarial_forward(args, plan, list_memory(memory),
+                                          static_cast<double*>(pointer(totals)), pointer(stream)),
                 "adversarial_forward_cuda");
         });
   m.def("adversarial_backward_cuda",
         [](const cuda::ListPlan& plan, const AdversarialForm& form, int dtype, double factor,
-           int64_t count, Address table, Address totals, Address grad_loss, bool is_done_for_one,
-           Address stream) {
+           int64_t count, const ListMemoryArgument& memory, Address totals, Address grad_loss,
+           bool is_done_for_one, Address stream) {
           const AdversarialBackward args{form,  DType(dtype),       factor, nullptr,
                                          count, pointer(grad_loss), 1};
-          const cuda::AdversarialMemory memory{pointer(table), nullptr,
-                                               static_cast<double*>(pointer(totals))};
           py::gil_scoped_release release;
-          check(cuda::adversarial_backward(args, plan, memory, is_done_for_one, pointer(stream)),
+          check(cuda::adversarial_backward(args, plan, list_memory(memory),
+                                           static_cast<double*>(pointer(totals)), is_done_for_one,
+                                           pointer(stream)),
                 "adversarial_backward_cuda");
         });
 #endif

@@ -79,19 +79,20 @@ inline void bind_sample_norms(py::module_& m) {
   };
   m.def("sample_norms_forward_cuda",
         [problem](const cuda::ListPlan& plan, int function, double center, double weight, int dtype,
-                  Address table, Address partials, Address sums, Address value, Address stream) {
+                  const ListMemoryArgument& memory, Address sums, Address value, Address stream) {
           const SampleNorms args = problem(function, center, weight, dtype, sums);
           py::gil_scoped_release release;
-          check(cuda::sample_norms_forward(args, plan, pointer(table), pointer(partials),
-                                           pointer(value), pointer(stream)),
+          check(cuda::sample_norms_forward(args, plan, list_memory(memory), pointer(value),
+                                           pointer(stream)),
                 "sample_norms_forward_cuda");
         });
   m.def("sample_norms_backward_cuda",
         [problem](const cuda::ListPlan& plan, int function, double center, double weight, int dtype,
-                  Address table, Address sums, Address grad_value, Address stream) {
+                  const ListMemoryArgument& memory, Address sums, Address grad_value,
+                  Address stream) {
           const SampleNorms args = problem(function, center, weight, dtype, sums);
           py::gil_scoped_release release;
-          check(cuda::sample_norms_backward(args, plan, pointer(table), pointer(grad_value),
+          check(cuda::sample_norms_backward(args, plan, list_memory(memory), pointer(grad_value),
                                             pointer(stream)),
                 "sample_norms_backward_cuda");
         });

@@ -52,21 +52,21 @@ __device__ inline void add_samples_up(const Problem& problem, const List<ItemArr
                                       int64_t begin, int64_t end) {
   int64_t most = 1;
   for (int64_t i = begin; i < end; ++i)
-    if (list.entries[i].pieces > most) most = list.entries[i].pieces;
+    if (entry_of(list, i).pieces > most) most = entry_of(list, i).pieces;
   int lanes = 1;
   while (lanes < warp_threads && lanes < most) lanes *= 2;
-  const int64_t samples = list.entries[begin].samples, together = list_threads / lanes;
+  const int64_t samples = entry_of(list, begin).samples, together = list_threads / lanes;
   const int64_t lane = threadIdx.x % lanes;
   for (int64_t at = 0; at < samples; at += together) {
     const int64_t sample = at + threadIdx.x / lanes;
     double s = 0;
     for (int64_t i = begin; i < end && sample < samples; ++i) {
-      const ItemArray& item = list.entries[i];
-      const double* parts = list.partials + item.first + sample * item.pieces;
+      const ItemArray item = entry_of(list, i);
+      const double* parts = list.memory.partials + item.first + sample * item.pieces;
       for (int64_t piece = lane; piece < item.pieces; piece += lanes) s += parts[piece];
     }
     for (int other = lanes / 2; other > 0; other /= 2) s += __shfl_xor_sync(all_lanes, s, other);
-    if (lane == 0 && sample < samples) problem.sums[list.entries[begin].group_first + sample] = s;
+    if (lane == 0 && sample < samples) problem.sums[entry_of(list, begin).group_first + sample] = s;
   }
 }
 
@@ -92,10 +92,10 @@ __device__ void finish(const Problem& problem, const List<ItemArray>& list,
                        bool has_mean_of_nothing, A* value) {
   double mine[1] = {0};
   for (int64_t begin = 0, end; begin < list.arrays; begin = end) {
-    for (end = begin + 1; !list.entries[end - 1].ends_group;) ++end;
+    for (end = begin + 1; !entry_of(list, end - 1).ends_group;) ++end;
     add_samples_up(problem, list, begin, end);
     __syncthreads();
-    const ItemArray& item = list.entries[begin];
+    const ItemArray item = entry_of(list, begin);
     const double* sums = problem.sums + item.group_first;
     if (problem.function == SampleFunction::largest) {
       const double largest = largest_of(sums, item.samples);
@@ -159,11 +159,11 @@ __device__ double factor_of(const Problem& problem, const ItemArray& item, int64
 
 template <class T>
 __global__ void __launch_bounds__(list_threads)
-    sample_norms_forward_kernel(Problem problem, List<ItemArray> list, bool has_mean_of_nothing,
-                                Acc<T>* value) {
+    sample_norms_forward_kernel(Problem problem, const __grid_constant__ List<ItemArray> list,
+                                bool has_mean_of_nothing, Acc<T>* value) {
   using A = Acc<T>;
   constexpr int n = width<T>;
-  const ItemArray item = list.entries[array_of(list)];
+  const ItemArray item = entry_of(list, array_of(list));
   A mine[1] = {0};
   if (item.pieces > 0) {
     const Piece piece = piece_of(item);
@@ -176,17 +176,18 @@ __global__ void __launch_bounds__(list_threads)
       mine[0] += some;
     });
   }
-  leave(list.partials, mine);
-  if (arrives_last(list.counter)) finish(problem, list, has_mean_of_nothing, value);
+  leave(list.memory.partials, mine);
+  if (arrives_last(list.memory.counter)) finish(problem, list, has_mean_of_nothing, value);
 }
 
 template <class T>
 __global__ void __launch_bounds__(list_threads)
-    sample_norms_backward_kernel(Problem problem, List<ItemArray> list, const Acc<T>* grad_value) {
+    sample_norms_backward_kernel(Problem problem, const __grid_constant__ List<ItemArray> list,
+                                 const Acc<T>* grad_value) {
   using A = Acc<T>;
   constexpr int n = width<T>;
   __shared__ A shared_factor;
-  const ItemArray item = list.entries[array_of(list)];
+  const ItemArray item = entry_of(list, array_of(list));
   if (item.pieces == 0) return;
   const Piece piece = piece_of(item);
   const double of_sample = factor_of(problem, item, piece.sample, grad_value);
@@ -232,9 +233,9 @@ ListPlan sample_norms_plan(DType dtype, const SampleItem* items, int64_t item_co
   return planner.finish();
 }
 
-Status sample_norms_forward(const SampleNorms& args, const ListPlan& plan, void* table,
-                            void* partials, void* value, void* stream) {
-  const auto list = list_of<ItemArray>(plan, table, partials);
+Status sample_norms_forward(const SampleNorms& args, const ListPlan& plan, const ListMemory& memory,
+                            void* value, void* stream) {
+  const auto list = list_of<ItemArray>(plan, memory);
   return for_dtype(args.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(sample_norms_forward_kernel<T>, unsigned(plan.blocks), list_threads, 0, stream,
@@ -242,9 +243,9 @@ Status sample_norms_forward(const SampleNorms& args, const ListPlan& plan, void*
   });
 }
 
-Status sample_norms_backward(const SampleNorms& args, const ListPlan& plan, void* table,
-                             const void* grad_value, void* stream) {
-  const auto list = list_of<ItemArray>(plan, table, nullptr);
+Status sample_norms_backward(const SampleNorms& args, const ListPlan& plan,
+                             const ListMemory& memory, const void* grad_value, void* stream) {
+  const auto list = list_of<ItemArray>(plan, memory);
   return for_dtype(args.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(sample_norms_backward_kernel<T>, unsigned(plan.blocks), list_threads, 0, stream,

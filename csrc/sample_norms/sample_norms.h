@@ -60,12 +60,11 @@ namespace cuda {
 ListPlan sample_norms_plan(DType dtype, const SampleItem* items, int64_t item_count,
                            bool gradients_alone, int64_t blocks_aim);
 
-// `table`: the plan's, on the device; `partials`: its sums. The args' items and groups are the
-// plan's and not looked at.
-Status sample_norms_forward(const SampleNorms& args, const ListPlan& plan, void* table,
-                            void* partials, void* value, void* stream);
-Status sample_norms_backward(const SampleNorms& args, const ListPlan& plan, void* table,
-                             const void* grad_value, void* stream);
+// The args' items and groups are the plan's and not looked at.
+Status sample_norms_forward(const SampleNorms& args, const ListPlan& plan, const ListMemory& memory,
+                            void* value, void* stream);
+Status sample_norms_backward(const SampleNorms& args, const ListPlan& plan,
+                             const ListMemory& memory, const void* grad_value, void* stream);
 }  // namespace cuda
 #endif
 

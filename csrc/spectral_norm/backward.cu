@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(threads)
     spectral_norm_inner_product(Table<BackwardLayer> table, double* parts) {
   using A = Acc<T>;
   constexpr int width = pack_size<T>, packs = flat<T> / (threads * width);
-  __shared__ double shared[threads];
+  __shared__ double of_warps[warps];
   const int index = layer_of_block(table.firsts, table.count);
   const BackwardLayer& layer = table.layers[index];
   const int block = int(blockIdx.x) - table.firsts[index];
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(threads)
         sum += double(A(grad[i]) * A(normalized[i]));
     }
   }
-  sum = block_sum<threads>(sum, shared);
+  sum = block_sum(sum, of_warps);
   if (threadIdx.x == 0) parts[layer.first_part + block] = sum;
 }
 
@@ -217,36 +217,18 @@ Status backward(const SpectralWork& work, void* table, void* scratch, void* stre
 SpectralWork spectral_norm_backward_work(const SpectralBackward* list, int64_t count,
                                          const SpectralOptions& options) {
   SpectralWork work{};
-  switch (options.dtype) {
-    case DType::f32:
-      work = spectral::backward_work<float>(list, count);
-      break;
-    case DType::f64:
-      work = spectral::backward_work<double>(list, count);
-      break;
-    case DType::bf16:
-      work = spectral::backward_work<__nv_bfloat16>(list, count);
-      break;
-    case DType::f16:
-      work = spectral::backward_work<__half>(list, count);
-      break;
-  }
+  for_dtype(options.dtype, [&](auto element) {
+    work = spectral::backward_work<decltype(element)>(list, count);
+    return Status::ok;
+  });
   work.dtype = options.dtype;
   return work;
 }
 
 Status spectral_norm_backward(const SpectralWork& work, void* table, void* scratch, void* stream) {
-  switch (work.dtype) {
-    case DType::f32:
-      return spectral::backward<float>(work, table, scratch, stream);
-    case DType::f64:
-      return spectral::backward<double>(work, table, scratch, stream);
-    case DType::bf16:
-      return spectral::backward<__nv_bfloat16>(work, table, scratch, stream);
-    case DType::f16:
-      return spectral::backward<__half>(work, table, scratch, stream);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(work.dtype, [&](auto element) {
+    return spectral::backward<decltype(element)>(work, table, scratch, stream);
+  });
 }
 
 }  // namespace cuda

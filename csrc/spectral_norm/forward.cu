@@ -55,8 +55,7 @@ __device__ void multiply_rows(const T* weight, const Matrix& matrix, const Facto
   }
 #pragma unroll
   for (int r = 0; r < warp_rows; ++r) {
-    for (int distance = 16; distance > 0; distance /= 2)
-      total[r] += __shfl_xor_sync(0xffffffffu, total[r], distance);
+    total[r] = warp_sum(total[r]);
     if (lane == 0) sums[warp * warp_rows + r] = total[r];
   }
 }
@@ -91,16 +90,16 @@ __device__ void multiply_columns(const T* weight, const Matrix& matrix, const Fa
 template <class T>
 struct ProductMemory {
   Acc<T> of_warps[warps][tile_columns<T, true>];
-  double squares[threads];
+  double parts[warps];
   bool is_last;
 };
 
 // Whether this block is the last of `count` to arrive at a counter, which starts and ends at zero:
 // then all that the others stored before can be seen.
 inline __device__ bool arrives_last(unsigned* counter, int count, bool& shared) {
-  __threadfence();
-  __syncthreads();
+  __syncthreads();  // what the block's other threads stored comes before the fence
   if (threadIdx.x == 0) {
+    __threadfence();
     shared = atomicAdd(counter, 1u) == unsigned(count - 1);
     if (shared) *counter = 0;
     __threadfence();
@@ -133,7 +132,7 @@ __device__ void finish_panel(const Vector& made, const ForwardLayer& layer, int 
     const A other = layer.iterations > 0 ? sum : before<T>(made, layer.wide_state, at);
     part = double(sum) * double(other);
   }
-  part = block_sum<threads>(part, memory.squares);
+  part = block_sum(part, memory.parts);
   if (threadIdx.x == 0) at_offset<double>(scratch, made.parts)[panel] = part;
 }
 
@@ -160,34 +159,30 @@ __global__ void __launch_bounds__(threads, 2)  // more blocks at once would spil
   const T* weight = static_cast<const T*>(layer.weight);
   const int thread = threadIdx.x;
   auto& sums = memory.of_warps;
+  const bool makes_far = layer.b_is_far != odd;
   const int columns = tile_columns_of<T>(matrix.packed);
-  if (layer.b_is_far != odd) {
-    const int first = split * made.steps * columns;
-    const int end = min(int64_t(first) + made.steps * int64_t(columns), int64_t(matrix.near));
-    if (matrix.packed) {
-      multiply_rows<T, true>(weight, matrix, factors, panel * tile_rows, first, end, sums[0]);
-    } else {
-      multiply_rows<T, false>(weight, matrix, factors, panel * tile_rows, first, end, sums[0]);
-    }
-    __syncthreads();
-    const A sum = thread < tile_rows ? sums[0][thread] : A(0);
-    finish_panel<T>(made, layer, panel, split, tile_rows, sum, scratch, counters, memory);
+  const int width = makes_far ? tile_rows : columns;  // of a panel
+  const int step_width = made.steps * (makes_far ? columns : tile_rows);
+  const int first = split * step_width;
+  const int end = min(int64_t(first) + step_width, int64_t(makes_far ? matrix.near : matrix.far));
+  if (makes_far && matrix.packed) {
+    multiply_rows<T, true>(weight, matrix, factors, panel * width, first, end, sums[0]);
+  } else if (makes_far) {
+    multiply_rows<T, false>(weight, matrix, factors, panel * width, first, end, sums[0]);
+  } else if (matrix.packed) {
+    multiply_columns<T, true>(weight, matrix, factors, panel * width, first, end, sums);
   } else {
-    const int first = split * made.steps * tile_rows;
-    const int end = min(int64_t(first) + made.steps * int64_t(tile_rows), int64_t(matrix.far));
-    if (matrix.packed) {
-      multiply_columns<T, true>(weight, matrix, factors, panel * columns, first, end, sums);
-    } else {
-      multiply_columns<T, false>(weight, matrix, factors, panel * columns, first, end, sums);
-    }
-    __syncthreads();
-    A sum = 0;
-    if (thread < columns) {
-#pragma unroll
-      for (int warp = 0; warp < warps; ++warp) sum += sums[warp][thread];
-    }
-    finish_panel<T>(made, layer, panel, split, columns, sum, scratch, counters, memory);
+    multiply_columns<T, false>(weight, matrix, factors, panel * width, first, end, sums);
   }
+  __syncthreads();
+  A sum = 0;
+  if (thread < width) {
+    sum = sums[0][thread];
+#pragma unroll
+    for (int warp = 1; warp < warps; ++warp)
+      if (!makes_far) sum += sums[warp][thread];
+  }
+  finish_panel<T>(made, layer, panel, split, width, sum, scratch, counters, memory);
 }
 
 // ---- σ and Ŵ ------------------------------------------------------------------------------------
@@ -260,37 +255,19 @@ Status forward(const SpectralWork& work, void* table, void* scratch_memory, void
 SpectralWork spectral_norm_forward_work(const SpectralForward* list, int64_t count,
                                         const SpectralOptions& options) {
   SpectralWork work{};
-  switch (options.dtype) {
-    case DType::f32:
-      work = spectral::forward_work<float>(list, count, options.order);
-      break;
-    case DType::f64:
-      work = spectral::forward_work<double>(list, count, options.order);
-      break;
-    case DType::bf16:
-      work = spectral::forward_work<__nv_bfloat16>(list, count, options.order);
-      break;
-    case DType::f16:
-      work = spectral::forward_work<__half>(list, count, options.order);
-      break;
-  }
+  for_dtype(options.dtype, [&](auto element) {
+    work = spectral::forward_work<decltype(element)>(list, count, options.order);
+    return Status::ok;
+  });
   work.dtype = options.dtype;
   work.eps = options.eps;
   return work;
 }
 
 Status spectral_norm_forward(const SpectralWork& work, void* table, void* scratch, void* stream) {
-  switch (work.dtype) {
-    case DType::f32:
-      return spectral::forward<float>(work, table, scratch, stream);
-    case DType::f64:
-      return spectral::forward<double>(work, table, scratch, stream);
-    case DType::bf16:
-      return spectral::forward<__nv_bfloat16>(work, table, scratch, stream);
-    case DType::f16:
-      return spectral::forward<__half>(work, table, scratch, stream);
-  }
-  return Status::unknown_dtype;
+  return for_dtype(work.dtype, [&](auto element) {
+    return spectral::forward<decltype(element)>(work, table, scratch, stream);
+  });
 }
 
 }  // namespace cuda

@@ -88,13 +88,31 @@ inline __device__ int layer_of_block(const int* firsts, int layers) {
   return begun - 1;
 }
 
-// The sum of `count` doubles, the same bits in every lane of every warp.
+// The same bits in every lane.
+template <class A>
+__device__ A warp_sum(A x) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    x += __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
+}
+
+// The same bits in every thread.
+inline __device__ double block_sum(double x, double (&of_warps)[warps]) {
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  double sum = 0;
+#pragma unroll
+  for (int warp = 0; warp < warps; ++warp) sum += of_warps[warp];
+  return sum;
+}
+
+// The sum of `count` doubles, the same bits in every thread.
 inline __device__ double added_up(const double* parts, int count) {
   double sum = 0;
   for (int i = threadIdx.x % 32; i < count; i += 32) sum += parts[i];
-  for (int distance = 16; distance > 0; distance /= 2)
-    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-  return sum;
+  return warp_sum(sum);
 }
 
 // ---- Pieces of rows -----------------------------------------------------------------------------

@@ -12,11 +12,14 @@ def add_bench_parser(commands):
     )
     parser.add_argument("op", nargs="?", help="only workloads whose name begins so, like attention")
     parser.add_argument("--quick", action="store_true", help="a selection, in under a minute")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     parser.set_defaults(func=run)
 
 
 def run(args):
+    import torch
+
     from genkern.bench import machine
     from genkern.bench.measure import measure
     from genkern.bench.workloads import all_workloads
@@ -25,8 +28,12 @@ def run(args):
     chosen = [w for w in chosen if w.quick or not args.quick]
     if not chosen:
         raise ValueError(f"no workload's name begins with {args.op!r}")
-    ceilings = machine.ceilings()
-    print(machine.describe())
+    if args.device not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, not {args.device!r}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine")
+    ceilings = machine.ceilings(args.device)
+    print(machine.describe(args.device))
     print(", ".join(f"{name}: {value}" for name, value in ceilings.items()))
     print()
     print(HEADER)
@@ -36,15 +43,17 @@ def run(args):
             workload,
             seconds=1 if args.quick else 4,
             compile_too=not args.quick or workload.quick == "compiled",
+            device=args.device,
         )
         results.append(result)
         print(row(workload, result))
         sys.stdout.flush()
     print(
         "\nForward and backward, where nothing else is said; medians, implementations interleaved. "
-        "vs eager: how\nmany times faster than eager. memory: growth of peak RSS in a fresh "
-        "process, eager → genkern. error:\nlargest error of outputs and gradients against fp64, "
-        "relative; ✓ at most 1.25 times eager's (of second\nderivatives 2) or rounding."
+        "vs eager:\nhow many times faster than eager. memory: growth of peak RSS in a fresh "
+        "process (on a GPU of torch's\nmemory there), eager → genkern. error: largest error of "
+        "outputs and gradients against fp64, relative;\n✓ at most 1.25 times eager's (of second "
+        "derivatives 2) or rounding."
     )
     if floors := [result for result in results if "floor" in result.median]:
         print(
@@ -59,7 +68,7 @@ def run(args):
             print(f"{result.name}: no {name} ({why})")
     if args.json:
         document = {
-            "machine": machine.describe(),
+            "machine": machine.describe(args.device),
             "ceilings": ceilings,
             "results": [asdict(result) for result in results],
         }

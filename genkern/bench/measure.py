@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from genkern.bench.machine import machine_is_busy
+from genkern.bench.machine import machine_is_busy, wait
+from genkern.bench.workload import largest_error
 from genkern.bench.workloads import all_workloads
-
-# The error rule: at most so many times eager's error against fp64 (1.25, of second derivatives 2),
-# above a floor of rounding.
-FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-9, torch.float16: 2**-12}
 
 
 @dataclass
@@ -32,16 +29,18 @@ class Result:
     busy: bool = False  # another job held a core before or after the timing
 
 
-def measure(workload, *, seconds, compile_too):
+def measure(workload, *, seconds, compile_too, device="cpu"):
     """Measures one workload for about `seconds` of timing; returns a Result."""
     result = Result(workload.name)
     steps = {}
     for name in workload.implementations:
+        if name == "floor" and device != "cpu":
+            continue  # it is one of loops of the CPU
         if name == "compile" and not compile_too:
             result.left_out[name] = "with --quick: it takes long to compile"
             continue
         try:
-            steps[name] = workload.prepare(name)
+            steps[name] = workload.prepare(name, device)
             steps[name]()
             if name == "compile":
                 steps[name]()
@@ -50,38 +49,31 @@ def measure(workload, *, seconds, compile_too):
                 raise
             steps.pop(name, None)
             result.left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-    check(workload, result)
-    result.busy = machine_is_busy()
-    times = interleave(steps, seconds)
-    result.busy = result.busy or machine_is_busy()
+    check(workload, result, device)
+    result.busy = device == "cpu" and machine_is_busy()
+    times = interleave(steps, seconds, device=device)
+    result.busy = result.busy or (device == "cpu" and machine_is_busy())
     for name, values in times.items():
         result.median[name] = statistics.median(values)
         low, _, high = statistics.quantiles(values, n=4)
         result.quartiles[name] = (low, high)
     for name in ("eager", "genkern"):
-        result.peak_memory[name] = peak_memory(workload, name)
+        of_device = peak_memory if device == "cpu" else peak_device_memory
+        result.peak_memory[name] = of_device(workload, name)
     return result
 
 
-def check(workload, result):
+def check(workload, result, device="cpu"):
     """Outputs and gradients of ours and of eager against eager in fp64, each relative to the
     largest exact value of its tensor."""
-    exact = workload.prepare("exact")()
-
-    def worst(name):
-        got = workload.prepare(name)()
-        return max(
-            ((g.double() - e).abs().max() / e.abs().max().clamp_min(1e-30)).item()
-            for g, e in zip(got, exact, strict=True)
-        )
-
-    result.error, result.eager_error = worst("genkern"), worst("eager")
-    result.exact_enough = (
-        result.error <= workload.error_ratio * result.eager_error + FLOOR[workload.dtype]
+    exact = workload.prepare("exact", device)()
+    result.error, result.eager_error = (
+        largest_error(workload.prepare(name, device)(), exact) for name in ("genkern", "eager")
     )
+    result.exact_enough = result.error <= workload.allowed_error(result.eager_error)
 
 
-def interleave(steps, seconds, least=7, most=2000):
+def interleave(steps, seconds, least=7, most=2000, device="cpu"):
     """Times of every step, one after the other in rounds, so that all meet the same noise."""
     times = {name: [] for name in steps}
     end = time.perf_counter() + seconds
@@ -90,6 +82,7 @@ def interleave(steps, seconds, least=7, most=2000):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
+            wait(device)
             times[name].append(time.perf_counter() - start)
         rounds += 1
     return times
@@ -111,6 +104,20 @@ def peak_memory(workload, implementation):
         raise OSError(f"the process that measures the memory of {workload.name} died") from None
     finally:
         child.join()
+
+
+def peak_device_memory(workload, implementation):
+    """The growth of torch's memory on the GPU in one step, of which there was one before."""
+    step = workload.prepare(implementation, "cuda")
+    step()
+    wait("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = step()
+    wait("cuda")
+    peak = torch.cuda.max_memory_allocated() - before
+    del kept
+    return peak
 
 
 def _measure_peak(sender, workload_name, implementation, threads):

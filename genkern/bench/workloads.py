@@ -25,7 +25,7 @@ from genkern.bench.workload import Workload, compiled, numbers
 def eager_attention(q, k, v, is_causal=False):
     scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
     if is_causal:
-        blocked = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        blocked = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(blocked, float("-inf"))
     return scores.softmax(-1) @ v
 

@@ -22,10 +22,11 @@ _tables_of_graphs = []
 
 
 def device_table(rows, device):
-    """The int64 numbers (addresses, sizes, …) as a tensor on the device; without waiting for it."""
+    """The int64 numbers (addresses, sizes, counters, …) as a tensor on the device, which kernels
+    may write; without waiting for it."""
     table = torch.tensor(rows, dtype=torch.int64)
     if device.type != "cuda":
-        return table
+        return torch.empty_like(table).copy_(table)  # what the executor lets kernels write
     table = table.pin_memory()
     if torch.cuda.is_current_stream_capturing():
         _tables_of_graphs.append(table)

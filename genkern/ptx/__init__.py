@@ -7,6 +7,9 @@ Every thread of a block runs as a fiber, in an order that is sequential, reverse
 seed. Each access is checked: inside a buffer that the launch names, writable where it writes,
 aligned, initialised (shared memory), and in no race with another thread's. An instruction that the
 executor doesn't know is refused before anything runs.
+
+    with ptx.executing(), genkern.use_backend("cuda"):
+        out = genkern.attention(q, k, v)        # the whole op, on CPU tensors
 """
 
 from genkern.ptx.build import CompilerMissing

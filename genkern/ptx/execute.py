@@ -58,6 +58,7 @@ class _Buffer(ctypes.Structure):
         ("address", ctypes.c_uint64),
         ("bytes", ctypes.c_uint64),
         ("writable", ctypes.c_uint64),
+        ("name", ctypes.c_char_p),
     )
 
 
@@ -153,8 +154,8 @@ class Module:
         translation = kernel.translation
         reached = [_buffer(b) for b in [*args, *buffers] if isinstance(b, (np.ndarray, Buffer))]
         reached += [
-            Buffer(array.ctypes.data, array.nbytes, space == "global", name)
-            for name, (array, space) in self._variables.items()
+            Buffer(array.ctypes.data, array.nbytes, space == "global", variable)
+            for variable, (array, space) in self._variables.items()
         ]
         parameters = _packed(translation.parameters, args)
         packed = np.frombuffer(parameters, np.uint8) if parameters else np.zeros(1, np.uint8)
@@ -167,7 +168,9 @@ class Module:
         addresses = [self._variables[s][0].ctypes.data for s in translation.symbols]
         symbols = (ctypes.c_uint64 * max(1, len(addresses)))(*addresses)
         launch.symbols = ctypes.addressof(symbols)
-        table = (_Buffer * len(reached))(*((b.address, b.nbytes, b.writable) for b in reached))
+        table = (_Buffer * len(reached))(
+            *((b.address, b.nbytes, b.writable, b.name.encode()) for b in reached)
+        )
         launch.buffers, launch.buffer_count = ctypes.addressof(table), len(reached)
         flat = [edge for hole in translation.holes for edge in hole]
         holes = (ctypes.c_uint32 * max(1, len(flat)))(*flat)
@@ -217,8 +220,12 @@ def _memory_of(variable):
 def _buffer(b):
     if isinstance(b, Buffer):
         return b
-    low, high = np.lib.array_utils.byte_bounds(b) if b.size else (b.ctypes.data, b.ctypes.data)
-    return Buffer(low, high - low, b.flags.writeable)
+    low = high = b.ctypes.data
+    for extent, stride in zip(b.shape, b.strides, strict=True):
+        low += min(0, (extent - 1) * stride)
+        high += max(0, (extent - 1) * stride)
+    nbytes = high + b.itemsize - low if b.size else 0
+    return Buffer(low, nbytes, b.flags.writeable, f"{b.dtype}{list(b.shape)}")
 
 
 def _packed(parameters, args):

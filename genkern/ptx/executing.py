@@ -33,17 +33,18 @@ class Launched(NamedTuple):
 
 
 @contextlib.contextmanager
-def executing(schedule="sequential"):
+def executing(schedule="sequential", module_of=shipped.module_of):
     """Executes the CUDA and Triton kernels that ops launch inside the `with`, on CPU tensors.
 
-    Yields the list of `Launched`. schedule: as for `Module.launch`. A kernel that breaks a rule (an
-    access out of bounds, a race, …) is an `ExecutionError` from the op.
+    Yields the list of `Launched`. schedule: as for `Module.launch`. module_of: gives the `Module`
+    of a CUDA kernel's mangled name, where another than the shipped one is wanted. A kernel that
+    breaks a rule (an access out of bounds, a race, …) is an `ExecutionError` from the op.
     """
     launches = []
     with WatchedMemory() as memory:
 
         def execute_cuda(kernel, grid, block, shared_bytes, arguments):
-            result = shipped.module_of(kernel).launch(
+            result = module_of(kernel).launch(
                 kernel,
                 grid,
                 block,

@@ -31,19 +31,22 @@ def kernels():
     return list(_file_of_kernels())
 
 
-@functools.cache
-def module_of(kernel):
-    """The `Module` that holds the kernel of this mangled name."""
-
+def text_of(kernel):
+    """The PTX of the file that holds the kernel of this mangled name."""
     found = _file_of_kernels().get(kernel)
     if found is None:
         raise RuntimeError(
             f"no PTX was shipped for the kernel {kernel}: the CUDA half of this build is missing "
             f"or is not the one that launched it (see `genkern info`)"
         )
-    return _module(found)
+    return text(found)
+
+
+def module_of(kernel):
+    """The `Module` that holds the kernel of this mangled name."""
+    return _module(text_of(kernel))
 
 
 @functools.cache
-def _module(file):
-    return Module(text(file))
+def _module(text):
+    return Module(text)

@@ -70,6 +70,7 @@ def _calls(of_calls):
         launches, inputs, results = calls.step_under("cuda", call, recording)
         names = tools.demangled(launch.kernel for launch in launches)
         row = {"call": call.name, "operations": call.operations}
+        row["triton_launches"] = _count_triton(call)
         row["least_bytes"] = calls.least_bytes(inputs, results)
         row["launches"] = [
             {
@@ -85,6 +86,12 @@ def _calls(of_calls):
         row["bounds"] = {target: list(bound) for target, bound in found.items()}
         rows.append(row)
     return rows
+
+
+def _count_triton(call):
+    if _triton.problem():
+        return None
+    return len(calls.step_under("triton", call, lambda: _triton.recording("sm_80"))[0])
 
 
 def _cuda(op, targets, sources, of_calls):

@@ -34,10 +34,11 @@ columns are not to be compared.
 CALLS = """\
 ## Launches a call, and lower bounds on time
 
-What a call launches on the CUDA backend, and the time below which no kernel can do it on the
-boards of the last table: the least bytes (every tensor that goes in or comes out, once) over the
-memory's peak, or the least operations of the formula's products over the peak of what computes
-them, whichever is more. **Lower bounds, not predictions, and nothing measured.**
+Columns CUDA and Triton: how many kernels a call launches on each. The others: the time below which
+no kernel can do it on the boards of the last table: the least bytes (every tensor that goes in or
+comes out, once) over the memory's peak, or the least operations of the formula's products over the
+peak of what computes them, whichever is more. **Lower bounds, not predictions, and nothing
+measured.**
 """
 
 BYTES = """\
@@ -141,13 +142,14 @@ def _instructions(kernel):
 
 def _calls(calls, targets):
     boards = [target for target in targets if target in BOARDS]
-    header = ["call", "launches", "least MB", "GFLOP", *(BOARDS[x].name for x in boards)]
+    header = ["call", "CUDA", "Triton", "least MB", "GFLOP", *(BOARDS[x].name for x in boards)]
     rows = []
     for call in calls:
         rows.append(
             [
                 call["call"],
                 str(len(call["launches"])),
+                str(call["triton_launches"]),
                 f"{call['least_bytes'] / 1e6:.1f}",
                 f"{call['operations'] / 1e9:.1f}" if call["operations"] else "–",
                 *(_bound(*call["bounds"][target]) for target in boards),

@@ -175,12 +175,3 @@ def test_derivatives(on_cuda, device):
 
     assert torch.autograd.gradcheck(function, (a, b))
     assert torch.autograd.gradgradcheck(function, (a, b))
-
-
-def test_library_op(on_cuda, device):
-    """What torch.compile sees."""
-    a, b = ([numbers(n, device=device) for n in (40, 7)] for _ in range(2))
-    value = torch.ops.genkern.differences(a, b, "square", [1.0, 2.0], True, True)
-    got = [value, *torch.autograd.grad(value * 2, [*a, *b])]
-    assert {choice.backend for choice in on_cuda} == {"cuda"}
-    torch.testing.assert_close(got, value_and_gradients(a, b, "square", [1.0, 2.0], 2.0))

@@ -154,13 +154,3 @@ def test_derivatives(reduction, on_cuda, device):
     tensors = [numbers(2, torch.float64, device) for _ in range(4)]
     assert torch.autograd.gradcheck(lambda *x: op.gaussian_kl(*x, reduction), tensors)
     assert torch.autograd.gradgradcheck(lambda *x: op.gaussian_kl(*x, reduction), tensors)
-
-
-def test_library_op(on_cuda, device):
-    """What torch.compile sees."""
-    tensors = [torch.randn(3, 4, device=device, requires_grad=True) for _ in range(4)]
-    value = torch.ops.genkern.gaussian_kl(*tensors, "none")
-    upstream = torch.linspace(1, 3, 12).reshape(3, 4).to(value)
-    got = [value, *torch.autograd.grad(value, tensors, upstream)]
-    assert {choice.backend for choice in on_cuda} == {"cuda"}
-    torch.testing.assert_close(got, value_and_gradients(tensors, "none"))

@@ -194,13 +194,3 @@ def test_a_penalty_trains(on_cuda, device):
 def test_gradcheck(function, on_cuda, device):
     x = numbers(2, 3, dtype=torch.float64, device=device)
     assert torch.autograd.gradcheck(lambda x: op.sample_norms([[x]], function, 0.3, 2.0), x)
-
-
-def test_library_op(on_cuda, device):
-    """What torch.compile sees."""
-    inputs = [torch.randn(3, n, device=device, requires_grad=True) for n in (5, 2)]
-    value, _ = torch.ops.genkern.sample_norms(inputs, [2], "squares", 0.7, 1.5)
-    upstream = torch.linspace(1, 3, value.numel()).to(value)
-    got = [value, *torch.autograd.grad(value, inputs, upstream)]
-    assert {choice.backend for choice in on_cuda} == {"cuda"}
-    torch.testing.assert_close(got, value_and_gradients([inputs], "squares"))

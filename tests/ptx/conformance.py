@@ -171,3 +171,41 @@ def masked(value, bits):
 def signed(value, bits):
     value = masked(value, bits)
     return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def kernel_text(body, parameters, shared="", target="sm_100"):
+    """A kernel "k" around some PTX. It has registers %r0…, %rd0…, %f0…, %h0… (b16), %p0…;
+    parameters go into %rd1, %rd2, … (u64) in their order, %tid.x into %r0, %ctaid.x into %r1."""
+    listed = ", ".join(f".param .u64 p{i}" for i in range(1, parameters + 1))
+    loads = "\n".join(f"ld.param.u64 %rd{i}, [p{i}];" for i in range(1, parameters + 1))
+    return f"""
+.version 8.6
+.target {target}
+.address_size 64
+.visible .entry k({listed})
+{{
+.reg .b32 %r<64>;
+.reg .b64 %rd<64>;
+.reg .f32 %f<32>;
+.reg .b16 %h<32>;
+.reg .pred %p<16>;
+{shared}
+{loads}
+mov.u32 %r0, %tid.x;
+mov.u32 %r1, %ctaid.x;
+{body}
+ret;
+}}
+"""
+
+
+def run(body, *arrays, grid=1, block=32, shared="", target="sm_100", **options):
+    """Runs `kernel_text`; arrays are its parameters. Returns the `Result`."""
+    text = kernel_text(body, len(arrays), shared, target)
+    module_options = {name: options.pop(name) for name in ("table", "runtime") if name in options}
+    return ptx.Module(text, **module_options).launch("k", grid, block, list(arrays), **options)
+
+
+def own(base, size, register="%rd10"):
+    """PTX that puts the address of the thread's own element, base + size·tid, into a register."""
+    return f"mul.wide.u32 {register}, %r0, {size};\nadd.s64 {register}, {register}, {base};\n"

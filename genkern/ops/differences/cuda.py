@@ -2,7 +2,7 @@
 backward. The kernels and their plan are in csrc/differences/differences.cu."""
 
 from genkern._native import native
-from genkern.ops._cuda_lists import BLOCKS_AIM, on_the_device
+from genkern.ops._cuda_lists import BLOCKS_AIM, ListMemory
 from genkern.ops._device import on_device, stream
 from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER
 
@@ -12,17 +12,17 @@ def forward(distance, pairs, like):
     a grad_loss of 1; `like` is a tensor of their dtype and device."""
     dtype = DTYPE_NUMBER[like.dtype]
     with on_device(like):
+        on = stream(like)
         loss = like.new_empty((), dtype=ARITHMETIC[like.dtype])
         plan = native.differences_cuda_plan(pairs, dtype, False, BLOCKS_AIM)
-        table, partials = on_the_device(plan, like)
+        memory = ListMemory(plan, like, on)
         native.differences_forward_cuda(
             plan,
             distance,
             dtype,
-            table.data_ptr(),
-            partials.data_ptr(),
+            memory.addresses,
             loss.data_ptr(),
-            stream(like),
+            on,
         )
     return loss
 
@@ -32,14 +32,15 @@ def backward(distance, pairs, like, grad_loss, is_done_for_one):
     right where grad_loss is 1, which only the device knows."""
     dtype = DTYPE_NUMBER[like.dtype]
     with on_device(like):
+        on = stream(like)
         plan = native.differences_cuda_plan(pairs, dtype, True, BLOCKS_AIM)
-        table, _ = on_the_device(plan, like)
+        memory = ListMemory(plan, like, on)
         native.differences_backward_cuda(
             plan,
             distance,
             dtype,
-            table.data_ptr(),
+            memory.addresses,
             grad_loss.data_ptr(),
             is_done_for_one,
-            stream(like),
+            on,
         )

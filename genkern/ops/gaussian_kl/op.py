@@ -151,21 +151,28 @@ def _triton_kernels():
 
 def _triton_backward(tensors, reduction, grad, wanted):
     wanted = [want and x is not None for x, want in zip(tensors, wanted, strict=True)]
-    tensors, factor = _in_one_order(tensors), None
-    if reduction != "none":
+    if reduction == "none":
+        factor = None
+        *tensors, grad = _in_one_order([*tensors, grad])
+    else:
         factor = reference.factor(reduction, tensors[0].shape)
-    elif grad.stride() != tensors[0].stride():
-        grad = torch.empty_like(tensors[0], dtype=grad.dtype).copy_(grad)
+        tensors = _in_one_order(tensors)
     return _triton_kernels().backward(tensors, factor, grad, wanted)
 
 
 def _in_one_order(tensors):
-    """With elements that follow one another in one order in memory, copied where they don't."""
-    first, *others = [x for x in tensors if x is not None]
-    is_dense = torch.ops.aten.is_non_overlapping_and_dense(first)
-    if is_dense and all(x.stride() == first.stride() for x in others):
-        return tensors
-    return [None if x is None else x.contiguous() for x in tensors]
+    """With elements that follow one another in the first's order in memory, copied where they
+    don't."""
+    first = tensors[0]
+    if not torch.ops.aten.is_non_overlapping_and_dense(first):
+        first = first.contiguous()
+    return [
+        x if x is None or x.stride() == first.stride() else _in_order_of(first, x) for x in tensors
+    ]
+
+
+def _in_order_of(first, x):
+    return torch.empty_like(first, dtype=x.dtype).copy_(x)
 
 
 NOWHERE = 0, 0
@@ -178,8 +185,7 @@ class _Launch:
     def __init__(self, inputs, dtypes):
         rows = self._laid_out(inputs, dtypes)
         if rows is None:
-            dense = [None if x is None else x.contiguous() for x in inputs]
-            rows = self._laid_out(dense, dtypes)
+            rows = self._laid_out(_in_one_order(inputs), dtypes)
         count, size, strides = rows
         addresses = [
             NOWHERE if x is None else (x.data_ptr(), next(strides))

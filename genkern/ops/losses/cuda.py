@@ -4,7 +4,7 @@ subtracted, and one backward. The kernels and their plan are in csrc/losses/adve
 import torch
 
 from genkern._native import native
-from genkern.ops._cuda_lists import BLOCKS_AIM, on_the_device
+from genkern.ops._cuda_lists import BLOCKS_AIM, ListMemory
 from genkern.ops._device import on_device, stream
 from genkern.ops._tensors import ARITHMETIC, DTYPE_NUMBER
 
@@ -15,24 +15,24 @@ def forward(form, factor, stats, terms, count, like):
     grad_loss of 1; `like` is a tensor of their dtype and device."""
     dtype = DTYPE_NUMBER[like.dtype]
     with on_device(like):
+        on = stream(like)
         loss = like.new_empty((), dtype=ARITHMETIC[like.dtype])
         statistics = loss.new_empty(4 * count) if stats else None
         averaged = form.pairing == "average"
         totals = loss.new_empty(4 * count, dtype=torch.float64) if averaged else None
         plan = native.adversarial_cuda_plan(form.native(), dtype, terms, False, BLOCKS_AIM)
-        table, partials = on_the_device(plan, like)
+        memory = ListMemory(plan, like, on)
         native.adversarial_forward_cuda(
             plan,
             form.native(),
             dtype,
             factor,
             count,
-            table.data_ptr(),
-            partials.data_ptr(),
+            memory.addresses,
             totals.data_ptr() if averaged else 0,
             loss.data_ptr(),
             statistics.data_ptr() if stats else 0,
-            stream(like),
+            on,
         )
     return loss, statistics, totals
 
@@ -42,17 +42,18 @@ def backward(form, factor, terms, count, totals, grad_loss, like, is_done_for_on
     right where grad_loss is 1, which only the device knows."""
     dtype = DTYPE_NUMBER[like.dtype]
     with on_device(like):
+        on = stream(like)
         plan = native.adversarial_cuda_plan(form.native(), dtype, terms, True, BLOCKS_AIM)
-        table, _ = on_the_device(plan, like)
+        memory = ListMemory(plan, like, on)
         native.adversarial_backward_cuda(
             plan,
             form.native(),
             dtype,
             factor,
             count,
-            table.data_ptr(),
+            memory.addresses,
             0 if totals is None else totals.data_ptr(),
             grad_loss.data_ptr(),
             is_done_for_one,
-            stream(like),
+            on,
         )

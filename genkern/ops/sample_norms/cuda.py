@@ -2,7 +2,7 @@
 kernels and their plan are in csrc/sample_norms/sample_norms.cu."""
 
 from genkern._native import native
-from genkern.ops._cuda_lists import BLOCKS_AIM, on_the_device
+from genkern.ops._cuda_lists import BLOCKS_AIM, ListMemory
 from genkern.ops._device import on_device, stream
 
 
@@ -10,29 +10,30 @@ def forward(items, constants, sums, value):
     """Fills sums and value. `items`: the contract's; `constants`: function, center, weight and
     dtype as the contract numbers them."""
     with on_device(sums):
+        on = stream(sums)
         plan = native.sample_norms_cuda_plan(items, constants[-1], False, BLOCKS_AIM)
-        table, partials = on_the_device(plan, sums)
+        memory = ListMemory(plan, sums, on)
         native.sample_norms_forward_cuda(
             plan,
             *constants,
-            table.data_ptr(),
-            partials.data_ptr(),
+            memory.addresses,
             sums.data_ptr(),
             value.data_ptr(),
-            stream(sums),
+            on,
         )
 
 
 def backward(items, constants, sums, grad_value):
     """Fills the items' gradients, where they have addresses."""
     with on_device(sums):
+        on = stream(sums)
         plan = native.sample_norms_cuda_plan(items, constants[-1], True, BLOCKS_AIM)
-        table, _ = on_the_device(plan, sums)
+        memory = ListMemory(plan, sums, on)
         native.sample_norms_backward_cuda(
             plan,
             *constants,
-            table.data_ptr(),
+            memory.addresses,
             sums.data_ptr(),
             grad_value.data_ptr(),
-            stream(sums),
+            on,
         )

@@ -108,9 +108,9 @@ def forward(backend, weights, us, vs, settings, update, allocate):
         at = at_new_v + v.numel() * size
         at_sigma += size
     run, _ = _kernels(backend)
-    run(items, one, settings.order, settings.eps)
     if in_place:
         torch.autograd.graph.increment_version((*us, *vs))
+    run(items, one, settings.order, settings.eps)
     if copies:
         normalized = [_restore(n, w) for n, w in zip(normalized, weights, strict=True)]
     return normalized, sigma, state, in_place

@@ -78,14 +78,13 @@ def _store(translator, instruction, words):
     if type_ == "b128" or total > 32:
         raise UnsupportedPTX("accesses of at most 32 bytes, no b128")
     access = "strong" if words.get("order", "none") != "none" else "plain"
-    text = "{ " + _acquired(words)
-    text += (
-        f"u8* to = write_{_space(words)}(t, {translator.address(address)}, {total}, "
-        f"{instruction.line}, {access}); "
-    )
+    text = "{ " + _acquired(words) + f"u8 data[{total}]; "
     for i, element in enumerate(elements):
-        text += f"stored<{type_}>(to + {i * size}, {translator.source_wide(element, type_)}); "
-    return text + "}"
+        text += f"stored<{type_}>(data + {i * size}, {translator.source_wide(element, type_)}); "
+    return text + (
+        f"memcpy(write_{_space(words)}(t, {translator.address(address)}, {total}, "
+        f"{instruction.line}, {access}, data), data, {total}); }}"
+    )
 
 
 def _load_param(translator, instruction, words):

@@ -83,8 +83,8 @@ void complete(Barrier& barrier, Fiber& last) {
   else
     order_some(barrier);
   const u32 result = barrier.reduction == all_of   ? barrier.true_values == waiting
-                   : barrier.reduction == any_of ? barrier.true_values != 0
-                                                 : barrier.true_values;
+                     : barrier.reduction == any_of ? barrier.true_values != 0
+                                                   : barrier.true_values;
   machine.turns = 0;
   for (const Arrival& a : barrier.arrivals) {
     a.thread->barrier_result = result;
@@ -156,13 +156,14 @@ void report_barrier(u32 id) {
   const Barrier& barrier = barriers[id];
   for (Fiber& t : machine.fibers) {
     if (t.state == State::at_barrier && t.waits_at_barrier == id) continue;
-    const char* where = t.state == State::done       ? "has exited"
+    const char* where = t.state == State::done         ? "has exited"
                         : t.state == State::at_barrier ? "waits at another barrier"
                                                        : "waits for lanes of its warp";
     const Arrival& first = barrier.arrivals[0];
     fail(*first.thread, first.line, Fault::divergence,
          "waits at barrier %u for %u threads and %zu came: %s %s%s", id, barrier.expected,
-         barrier.arrivals.size(), name_of(t.index), where, t.state == State::done ? "" : " in line ");
+         barrier.arrivals.size(), name_of(t.index), where,
+         t.state == State::done ? "" : " in line ");
   }
   const Arrival& first = barrier.arrivals[0];
   fail(*first.thread, first.line, Fault::divergence,

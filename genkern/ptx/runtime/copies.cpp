@@ -42,7 +42,7 @@ void copy_async(Thread& thread, u64 to, u64 from, u32 bytes, u32 source_bytes, u
   }
   if (to - shared_window < window_bytes) to -= shared_window;
   shared_place(t, to, bytes, line, "copies");
-  touch_shared_for_write(t, to, bytes, line, plain);
+  touch_shared_for_write(t, to, bytes, line, plain, nullptr);
   for (u32 i = 0; i < bytes; ++i) ++memory.shared_cells[to - shared_start + i].copying;
   t.copies.push_back({to, source ? source : memory.shared, bytes, source_bytes, line});
 }

@@ -13,8 +13,10 @@ namespace {
 class Direction {
  public:
   explicit Direction(int round) : before_(fegetround()) {
-    fesetround(round == rz ? FE_TOWARDZERO : round == rm ? FE_DOWNWARD : round == rp ? FE_UPWARD
-                                                                                    : FE_TONEAREST);
+    fesetround(round == rz   ? FE_TOWARDZERO
+               : round == rm ? FE_DOWNWARD
+               : round == rp ? FE_UPWARD
+                             : FE_TONEAREST);
   }
   ~Direction() { fesetround(before_); }
 
@@ -31,26 +33,26 @@ T opaque(T x) {
 
 }  // namespace
 
-#define GENKERN_DIRECTED(type)                                  \
-  type add_directed(type a, type b, int round) {                \
-    const Direction direction(round);                           \
-    return opaque(opaque(a) + opaque(b));                       \
-  }                                                             \
-  type mul_directed(type a, type b, int round) {                \
-    const Direction direction(round);                           \
-    return opaque(opaque(a) * opaque(b));                       \
-  }                                                             \
-  type fma_directed(type a, type b, type c, int round) {        \
-    const Direction direction(round);                           \
-    return opaque(fused(opaque(a), opaque(b), opaque(c)));      \
-  }                                                             \
-  type div_directed(type a, type b, int round) {                \
-    const Direction direction(round);                           \
-    return opaque(opaque(a) / opaque(b));                       \
-  }                                                             \
-  type sqrt_directed(type a, int round) {                       \
-    const Direction direction(round);                           \
-    return opaque(root(opaque(a)));                             \
+#define GENKERN_DIRECTED(type)                             \
+  type add_directed(type a, type b, int round) {           \
+    const Direction direction(round);                      \
+    return opaque(opaque(a) + opaque(b));                  \
+  }                                                        \
+  type mul_directed(type a, type b, int round) {           \
+    const Direction direction(round);                      \
+    return opaque(opaque(a) * opaque(b));                  \
+  }                                                        \
+  type fma_directed(type a, type b, type c, int round) {   \
+    const Direction direction(round);                      \
+    return opaque(fused(opaque(a), opaque(b), opaque(c))); \
+  }                                                        \
+  type div_directed(type a, type b, int round) {           \
+    const Direction direction(round);                      \
+    return opaque(opaque(a) / opaque(b));                  \
+  }                                                        \
+  type sqrt_directed(type a, int round) {                  \
+    const Direction direction(round);                      \
+    return opaque(root(opaque(a)));                        \
   }
 GENKERN_DIRECTED(f32)
 GENKERN_DIRECTED(f64)
@@ -63,9 +65,12 @@ f32 single_directed(f64 x, int round) {
 
 f64 integral(f64 x, int round) {
   switch (round) {
-    case rzi: return ::trunc(x);
-    case rmi: return ::floor(x);
-    case rpi: return ::ceil(x);
+    case rzi:
+      return ::trunc(x);
+    case rmi:
+      return ::floor(x);
+    case rpi:
+      return ::ceil(x);
     default: {
       const Direction direction(rn);
       return opaque(::nearbyint(opaque(x)));
@@ -86,7 +91,8 @@ f64 double_of(u64 magnitude, bool negative, int round) {
 
 u16 narrow_bits(f64 x, int digits, int least, int greatest, int round) {
   const bool negative = bit_cast<u64>(x) >> 63;
-  const u16 sign = negative ? 0x8000 : 0, infinity = u16(((greatest + 1 - least + 1)) << (digits - 1));
+  const u16 sign = negative ? 0x8000 : 0,
+            infinity = u16(((greatest + 1 - least + 1)) << (digits - 1));
   if (x != x) return 0x7fff;
   const f64 magnitude = ::fabs(x);
   if (magnitude - magnitude != 0) return sign | infinity;

@@ -155,17 +155,13 @@ inline f32 cos_approximate(f32 x) {
 inline f32 tanh_approximate(f32 x) { return f32(::tanh(f64(x))); }
 
 // The f64 seeds keep only the upper word of the result, with twenty bits of mantissa.
-inline f64 upper_word(f64 x) {
-  return bit_cast<f64>(bit_cast<u64>(x) & 0xffffffff00000000u);
-}
+inline f64 upper_word(f64 x) { return bit_cast<f64>(bit_cast<u64>(x) & 0xffffffff00000000u); }
 inline f64 normal_or_zero(f64 x) {
   return (bit_cast<u64>(x) & 0x7ff0000000000000u) ? x : copy_sign(x, 0.0);
 }
 inline f64 reciprocal_seed(f64 x) {
   return upper_word(normal_or_zero(1.0 / normal_or_zero(upper_word(x))));
 }
-inline f64 rsqrt_seed(f64 x) {
-  return upper_word(1.0 / root(normal_or_zero(upper_word(x))));
-}
+inline f64 rsqrt_seed(f64 x) { return upper_word(1.0 / root(normal_or_zero(upper_word(x)))); }
 
 }  // namespace ptx

@@ -40,9 +40,7 @@ inline s64 high_product(s64 a, s64 b) { return s64((s128(a) * b) >> 64); }
 inline s32 saturated(s64 x) {
   return x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : s32(x);
 }
-inline s64 product24(s32 a, s32 b) {
-  return s64(s32(u32(a) << 8) >> 8) * (s32(u32(b) << 8) >> 8);
-}
+inline s64 product24(s32 a, s32 b) { return s64(s32(u32(a) << 8) >> 8) * (s32(u32(b) << 8) >> 8); }
 inline u64 product24(u32 a, u32 b) { return u64(a & 0xffffff) * (b & 0xffffff); }
 
 template <class T>
@@ -138,8 +136,7 @@ inline u32 funnel_right(u32 a, u32 b, u32 by) {
 
 template <class A, class B, class T>
 inline T byte_dot(u32 a, u32 b, T c) {
-  for (int i = 0; i < 4; ++i)
-    c = T(u32(c) + u32(s32(A(u8(a >> 8 * i))) * s32(B(u8(b >> 8 * i)))));
+  for (int i = 0; i < 4; ++i) c = T(u32(c) + u32(s32(A(u8(a >> 8 * i))) * s32(B(u8(b >> 8 * i)))));
   return c;
 }
 

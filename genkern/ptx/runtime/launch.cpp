@@ -13,7 +13,7 @@ Machine machine;
 
 namespace {
 
-constexpr s32 patience = 1 << 14;     // backward jumps
+constexpr s32 patience = 1 << 14;       // backward jumps
 constexpr u64 patience_of_all = 20000;  // turns in which nobody exits or passes a barrier
 
 void finish(Fiber& t) {
@@ -72,7 +72,8 @@ void prepare_memory(const Launch& launch) {
   for (u64 i = 0; i < launch.buffer_count; ++i) {
     const Buffer& b = launch.buffers[i];
     if (b.bytes == 0) continue;
-    (b.writable ? memory.writable : memory.read_only).push_back({b.address, b.bytes, nullptr});
+    (b.writable ? memory.writable : memory.read_only)
+        .push_back({b.address, b.bytes, b.name, nullptr});
   }
   std::sort(memory.writable.begin(), memory.writable.end(), by_address);
   std::sort(memory.read_only.begin(), memory.read_only.end(), by_address);
@@ -95,7 +96,8 @@ void report_fiber() {
 }
 void report_stuck(Fiber& t) {
   stuck = &t;
-  ptx_switch_stack(&machine.stack, new_fiber(report_stack + sizeof(report_stack) - 64, report_fiber));
+  ptx_switch_stack(&machine.stack,
+                   new_fiber(report_stack + sizeof(report_stack) - 64, report_fiber));
 }
 
 void run_block(u64 number) {
@@ -139,7 +141,10 @@ void run_block(u64 number) {
 
 }  // namespace
 
-void exit_thread(Thread& t) { finish(fiber(t)); __builtin_unreachable(); }
+void exit_thread(Thread& t) {
+  finish(fiber(t));
+  __builtin_unreachable();
+}
 
 void fail(Thread& t, u32 line, Fault fault, const char* format, ...) {
   Failure& failure = machine.launch->failure;
@@ -161,7 +166,8 @@ void take_turns(Thread& thread, u32 line) {
   t.patience = patience;
   if (++machine.turns > patience_of_all)
     fail(t, line, Fault::deadlock,
-         "runs in circles: %llu backward jumps in this block and no thread exited or passed a barrier",
+         "runs in circles: %llu backward jumps in this block and no thread exited or passed a "
+         "barrier",
          (unsigned long long)(patience_of_all * u64(patience)));
   make_ready(t);
   suspend(t);

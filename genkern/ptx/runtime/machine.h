@@ -59,6 +59,7 @@ struct Failure {
 struct Buffer {
   u64 address, bytes;
   u64 writable;
+  const char* name;
 };
 
 // The arguments of a launch, as execute.py fills them.

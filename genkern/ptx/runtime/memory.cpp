@@ -16,11 +16,11 @@ const u8* read_global(Thread& thread, u64 address, u32 bytes, u32 line, Access a
   return reinterpret_cast<const u8*>(address);
 }
 
-u8* write_global(Thread& thread, u64 address, u32 bytes, u32 line, Access access) {
+u8* write_global(Thread& thread, u64 address, u32 bytes, u32 line, Access access, const u8* data) {
   Fiber& t = fiber(thread);
   const Region& region = region_to_write(t, address, bytes, line);
   check_alignment(t, address, bytes, line);
-  touch_for_write(t, region, address, bytes, line, access);
+  touch_for_write(t, region, address, bytes, line, access, data);
   machine.launch->bytes_written += bytes;
   return reinterpret_cast<u8*>(address);
 }
@@ -32,10 +32,10 @@ const u8* read_shared(Thread& thread, u64 address, u32 bytes, u32 line, Access a
   return place;
 }
 
-u8* write_shared(Thread& thread, u64 address, u32 bytes, u32 line, Access access) {
+u8* write_shared(Thread& thread, u64 address, u32 bytes, u32 line, Access access, const u8* data) {
   Fiber& t = fiber(thread);
   u8* place = shared_place(t, address, bytes, line, "writes");
-  touch_shared_for_write(t, address, bytes, line, access);
+  touch_shared_for_write(t, address, bytes, line, access, data);
   return place;
 }
 
@@ -43,7 +43,7 @@ const u8* read_local(Thread& t, u64 address, u32 bytes, u32 line, Access) {
   return local_place(fiber(t), address, bytes, line, "reads");
 }
 
-u8* write_local(Thread& t, u64 address, u32 bytes, u32 line, Access) {
+u8* write_local(Thread& t, u64 address, u32 bytes, u32 line, Access, const u8*) {
   return local_place(fiber(t), address, bytes, line, "writes");
 }
 
@@ -55,12 +55,12 @@ const u8* read_generic(Thread& t, u64 address, u32 bytes, u32 line, Access acces
   return read_global(t, address, bytes, line, access);
 }
 
-u8* write_generic(Thread& t, u64 address, u32 bytes, u32 line, Access access) {
+u8* write_generic(Thread& t, u64 address, u32 bytes, u32 line, Access access, const u8* data) {
   if (address - shared_window < window_bytes)
-    return write_shared(t, address - shared_window, bytes, line, access);
+    return write_shared(t, address - shared_window, bytes, line, access, data);
   if (address - local_window < window_bytes)
-    return write_local(t, address - local_window, bytes, line, access);
-  return write_global(t, address, bytes, line, access);
+    return write_local(t, address - local_window, bytes, line, access, data);
+  return write_global(t, address, bytes, line, access, data);
 }
 
 u32 take_local(Thread& t, u32 bytes, u32 alignment, u32 line) {

@@ -34,6 +34,7 @@ class Pages {
 // A stretch of global memory; only writable ones have a shadow, since nothing races on the others.
 struct Region {
   u64 address, bytes;
+  const char* name;
   Cell* cells;
 };
 
@@ -55,7 +56,8 @@ inline const Region* region_in(const std::vector<Region>& regions, u64 address, 
   // Buffers may overlap, so a longer one further down may hold the bytes.
   while (after != regions.begin()) {
     --after;
-    if (address - after->address < after->bytes && bytes <= after->bytes - (address - after->address))
+    if (address - after->address < after->bytes &&
+        bytes <= after->bytes - (address - after->address))
       return &*after;
   }
   return nullptr;
@@ -85,15 +87,15 @@ inline const Region* find_region(u64 address, u32 bytes) {
   if (!nearest || distance > (u64(1) << 32))
     fail(t, line, Fault::out_of_bounds, "%s %u bytes at %#llx, far from every buffer", what, bytes,
          (unsigned long long)address);
-  fail(t, line, Fault::out_of_bounds,
-       "%s %u bytes at byte %lld of a buffer that has %llu bytes", what, bytes,
-       (long long)(address - nearest->address), (unsigned long long)nearest->bytes);
+  fail(t, line, Fault::out_of_bounds, "%s %u bytes at byte %lld of a buffer of %llu bytes (%s)",
+       what, bytes, (long long)(address - nearest->address), (unsigned long long)nearest->bytes,
+       nearest->name);
 }
 
 inline void check_alignment(Fiber& t, u64 address, u32 bytes, u32 line) {
   if (__builtin_expect(address & (bytes - 1), 0))
-    fail(t, line, Fault::misaligned, "accesses %u bytes at %#llx, which is no multiple of %u", bytes,
-         (unsigned long long)address, bytes);
+    fail(t, line, Fault::misaligned, "accesses %u bytes at %#llx, which is no multiple of %u",
+         bytes, (unsigned long long)address, bytes);
 }
 
 // Blocks run one after another, yet on a GPU nothing orders them but atomics: see order.h.
@@ -112,8 +114,10 @@ inline void touch_for_read(Fiber& t, const Region& region, u64 address, u32 byte
   }
 }
 
+// `data`: what is going to be written; null where that is not known yet.
 inline void touch_for_write(Fiber& t, const Region& region, u64 address, u32 bytes, u32 line,
-                            Access access) {
+                            Access access, const u8* data) {
+  const u8* before = reinterpret_cast<const u8*>(address);
   Cell* cell = region.cells + (address - region.address);
   const Stamp stamp = stamp_of(t, line, access);
   for (u32 i = 0; i < bytes; ++i, ++cell) {
@@ -121,7 +125,7 @@ inline void touch_for_write(Fiber& t, const Region& region, u64 address, u32 byt
       check_other_block(t, cell->write, access, line, "writes", "wrote", address + i);
     if (cell->read.generation && cell->read.generation < machine.block_start)
       check_other_block(t, cell->read, access, line, "writes", "read", address + i);
-    check_write(t, *cell, line, access, "global", address + i);
+    check_write(t, *cell, line, access, "global", address + i, data && before[i] == data[i]);
     record_write(*cell, stamp);
   }
 }
@@ -130,17 +134,19 @@ inline const Region& region_to_write(Fiber& t, u64 address, u32 bytes, u32 line)
   const Region* region = find_region(address, bytes);
   if (!region) report_outside(t, address, bytes, line, "writes");
   if (!region->cells)
-    fail(t, line, Fault::read_only, "writes %u bytes at byte %llu of a buffer of %llu bytes that may "
-         "only be read", bytes, (unsigned long long)(address - region->address),
-         (unsigned long long)region->bytes);
+    fail(t, line, Fault::read_only,
+         "writes %u bytes at byte %llu of a buffer of %llu bytes that may "
+         "only be read (%s)",
+         bytes, (unsigned long long)(address - region->address), (unsigned long long)region->bytes,
+         region->name);
   return *region;
 }
 
 inline u8* shared_place(Fiber& t, u64 address, u32 bytes, u32 line, const char* what) {
   if (address < shared_start || address > memory.shared_end - bytes || memory.shared_end < bytes)
     fail(t, line, Fault::out_of_bounds,
-         "%s %u bytes at byte %lld of shared memory, which has %llu bytes (%u of them dynamic)", what,
-         bytes, (long long)(address - shared_start),
+         "%s %u bytes at byte %lld of shared memory, which has %llu bytes (%u of them dynamic)",
+         what, bytes, (long long)(address - shared_start),
          (unsigned long long)(memory.shared_end - shared_start), t.dynamic_bytes);
   check_alignment(t, address, bytes, line);
   return memory.shared + (address - shared_start);
@@ -159,19 +165,22 @@ inline void touch_shared_for_read(Fiber& t, u64 address, u32 bytes, u32 line, Ac
   }
 }
 
-inline void touch_shared_for_write(Fiber& t, u64 address, u32 bytes, u32 line, Access access) {
+inline void touch_shared_for_write(Fiber& t, u64 address, u32 bytes, u32 line, Access access,
+                                   const u8* data) {
+  const u8* before = memory.shared + (address - shared_start);
   Cell* cell = memory.shared_cells + (address - shared_start);
   const Stamp stamp = stamp_of(t, line, access);
   for (u32 i = 0; i < bytes; ++i, ++cell) {
-    check_write(t, *cell, line, access, "shared", address + i);
+    check_write(t, *cell, line, access, "shared", address + i, data && before[i] == data[i]);
     record_write(*cell, stamp);
   }
 }
 
 inline u8* local_place(Fiber& t, u64 address, u32 bytes, u32 line, const char* what) {
   if (address + bytes > t.local_top || address > t.local_top)
-    fail(t, line, Fault::out_of_bounds, "%s %u bytes at byte %lld of local memory, which has %u bytes",
-         what, bytes, (long long)address, t.local_top);
+    fail(t, line, Fault::out_of_bounds,
+         "%s %u bytes at byte %lld of local memory, which has %u bytes", what, bytes,
+         (long long)address, t.local_top);
   check_alignment(t, address, bytes, line);
   return machine.local.data() + u64(t.index) * machine.launch->local_bytes + address;
 }

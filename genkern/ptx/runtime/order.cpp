@@ -81,11 +81,12 @@ void check_other_block(Fiber& t, const Stamp& other, Access access, u32 line, co
   }
   const size_t place =
       size_t(std::upper_bound(block_starts.begin(), block_starts.end(), other.generation) -
-             block_starts.begin()) - 1;
+             block_starts.begin()) -
+      1;
   const u32 number = block_numbers[place], *grid = machine.launch->grid;
   fail(t, line, Fault::race,
-       "%s a byte of global memory (%#llx) that block (%u, %u, %u), %s, %s in PTX line %u; %s", mine,
-       (unsigned long long)address, number % grid[0], number / grid[0] % grid[1],
+       "%s a byte of global memory (%#llx) that block (%u, %u, %u), %s, %s in PTX line %u; %s",
+       mine, (unsigned long long)address, number % grid[0], number / grid[0] % grid[1],
        number / grid[0] / grid[1], name_of(other.thread), theirs, other.line,
        unfenced ? "an atomic told of it, but no fence follows that atomic"
                 : "no fence and atomic order the two blocks");
@@ -95,7 +96,7 @@ u8* atomic_global(Thread& thread, u64 address, u32 bytes, u32 line, Semantics se
   Fiber& t = fiber(thread);
   const Region& region = region_to_write(t, address, bytes, line);
   check_alignment(t, address, bytes, line);
-  touch_for_write(t, region, address, bytes, line, strong);
+  touch_for_write(t, region, address, bytes, line, strong, nullptr);
   atomic_at(t, address, semantics);
   machine.launch->bytes_read += bytes;
   machine.launch->bytes_written += bytes;
@@ -106,7 +107,7 @@ u8* atomic_shared(Thread& thread, u64 address, u32 bytes, u32 line, Semantics) {
   Fiber& t = fiber(thread);
   u8* place = shared_place(t, address, bytes, line, "changes");
   touch_shared_for_read(t, address, bytes, line, strong);
-  touch_shared_for_write(t, address, bytes, line, strong);
+  touch_shared_for_write(t, address, bytes, line, strong, nullptr);
   return place;
 }
 

@@ -5,7 +5,7 @@
 
 namespace ptx {
 
-void reset_order();   // before a launch
-void start_order();   // before a block
+void reset_order();  // before a launch
+void start_order();  // before a block
 
 }  // namespace ptx

@@ -93,8 +93,8 @@ extern ReaderSets reader_sets;
 
 [[noreturn]] inline void report_copying(Fiber& t, u32 line, const Cell& cell, u64 address) {
   if (cell.copying == nobody)
-    fail(t, line, Fault::out_of_bounds,
-         "touches shared memory at %#llx, between two variables", (unsigned long long)address);
+    fail(t, line, Fault::out_of_bounds, "touches shared memory at %#llx, between two variables",
+         (unsigned long long)address);
   fail(t, line, Fault::uninitialised,
        "touches shared memory at %#llx while the cp.async of %s in PTX line %u has not been waited "
        "for",
@@ -116,18 +116,21 @@ inline void record_read(Fiber& t, Cell& cell, const Stamp& stamp) {
   if (cell.read.generation != stamp.generation) {
     cell.read = stamp;
     cell.readers = 0;
-  } else if (cell.readers == 0 && (cell.read.thread == stamp.thread ||
-                                   (stamp.tick && comes_before(cell.read, t)))) {
+  } else if (cell.readers == 0 &&
+             (cell.read.thread == stamp.thread || (stamp.tick && comes_before(cell.read, t)))) {
     cell.read = stamp;
   } else if (cell.read.thread != stamp.thread || cell.read.tick != stamp.tick) {
     cell.readers = reader_sets.with(cell.readers, stamp, t);
   }
 }
 
+// `rewrites`: the byte has the value already. Threads that hold the same numbers, as Triton's
+// layouts have it, may then write them in the same instruction: whoever is last, memory is the
+// same.
 inline void check_write(Fiber& t, Cell& cell, u32 line, Access access, const char* space,
-                        u64 address) {
+                        u64 address, bool rewrites) {
   if (__builtin_expect(cell.copying, 0)) report_copying(t, line, cell, address);
-  if (conflict(cell.write, t, access))
+  if (conflict(cell.write, t, access) && !(rewrites && cell.write.line == line))
     report_race(t, line, "writes", cell.write, "wrote", space, address);
   if (cell.read.generation == machine.generation) {
     if (conflict(cell.read, t, access))

@@ -47,7 +47,8 @@ void load(Request** lanes, u32, Fiber& last) {
     for (u32 row = 0; row < 8; ++row) {
       const u32 lane = 8 * m + row;
       const auto& r = as<MatrixRequest>(lanes, lane);
-      memcpy(matrix[row], read_shared(first[lane], shared_address(r.address), 16, r.line, plain), 16);
+      memcpy(matrix[row], read_shared(first[lane], shared_address(r.address), 16, r.line, plain),
+             16);
     }
     for (u32 lane = 0; lane < 32; ++lane) {
       const u32 row = lane / 4, column = 2 * (lane % 4);
@@ -64,14 +65,17 @@ void store(Request** lanes, u32, Fiber& last) {
   u16 matrix[8][8];
   for (u32 m = 0; m < any.count; ++m) {
     for (u32 lane = 0; lane < 32; ++lane) {
-      const u32 row = lane / 4, column = 2 * (lane % 4), word = as<MatrixRequest>(lanes, lane).in[m];
+      const u32 row = lane / 4, column = 2 * (lane % 4),
+                word = as<MatrixRequest>(lanes, lane).in[m];
       (any.transposed ? matrix[column][row] : matrix[row][column]) = u16(word);
       (any.transposed ? matrix[column + 1][row] : matrix[row][column + 1]) = u16(word >> 16);
     }
     for (u32 row = 0; row < 8; ++row) {
       const u32 lane = 8 * m + row;
       const auto& r = as<MatrixRequest>(lanes, lane);
-      memcpy(write_shared(first[lane], shared_address(r.address), 16, r.line, plain), matrix[row], 16);
+      const u8* data = reinterpret_cast<const u8*>(matrix[row]);
+      memcpy(write_shared(first[lane], shared_address(r.address), 16, r.line, plain, data), data,
+             16);
     }
   }
 }
@@ -160,37 +164,38 @@ void multiply_doubles(Request** lanes, u32, Fiber&) {
 }  // namespace
 
 void load_matrices(Thread& t, u64 address, u32 count, bool transposed, u32* out, u32 line) {
-  MatrixRequest request{{kind_of(kind_load_matrices, 0), ~0u, line, true}, address, count, transposed,
-                        out, nullptr};
+  MatrixRequest request{
+      {kind_of(kind_load_matrices, 0), ~0u, line, true}, address, count, transposed, out, nullptr};
   meet(fiber(t), request, load);
 }
 
 void store_matrices(Thread& t, u64 address, u32 count, bool transposed, const u32* in, u32 line) {
-  MatrixRequest request{{kind_of(kind_store_matrices, 0), ~0u, line, true}, address, count,
-                        transposed, nullptr, in};
+  MatrixRequest request{
+      {kind_of(kind_store_matrices, 0), ~0u, line, true}, address, count, transposed, nullptr, in};
   meet(fiber(t), request, store);
 }
 
-void multiply_matrices(Thread& t, Element element, u32 k, bool half_sums, const u32* a, const u32* b,
-                       const u32* c, u32* d, u32 line) {
+void multiply_matrices(Thread& t, Element element, u32 k, bool half_sums, const u32* a,
+                       const u32* b, const u32* c, u32* d, u32 line) {
   ProductRequest request{{kind_of(kind_multiply, 0), ~0u, line, true}, a, b, c, d};
-  auto compute = element == element_bf16   ? k == 8 ? multiply_singles<element_bf16, 8>
-                                                    : multiply_singles<element_bf16, 16>
-                 : element == element_tf32 ? k == 4 ? multiply_singles<element_tf32, 4>
-                                                    : multiply_singles<element_tf32, 8>
-                 : half_sums               ? k == 8 ? multiply_halves<8> : multiply_halves<16>
-                 : k == 8                  ? multiply_singles<element_f16, 8>
-                                           : multiply_singles<element_f16, 16>;
+  auto compute =
+      element == element_bf16
+          ? k == 8 ? multiply_singles<element_bf16, 8> : multiply_singles<element_bf16, 16>
+      : element == element_tf32
+          ? k == 4 ? multiply_singles<element_tf32, 4> : multiply_singles<element_tf32, 8>
+      : half_sums ? k == 8 ? multiply_halves<8> : multiply_halves<16>
+      : k == 8    ? multiply_singles<element_f16, 8>
+                  : multiply_singles<element_f16, 16>;
   meet(fiber(t), request, compute);
 }
 
-void multiply_matrices_f64(Thread& t, u32 m, u32 k, const u64* a, const u64* b, const u64* c, u64* d,
-                           u32 line) {
+void multiply_matrices_f64(Thread& t, u32 m, u32 k, const u64* a, const u64* b, const u64* c,
+                           u64* d, u32 line) {
   DoubleProductRequest request{{kind_of(kind_multiply, 1), ~0u, line, true}, a, b, c, d};
-  auto compute = m == 8    ? multiply_doubles<8, 4>
-                 : k == 4  ? multiply_doubles<16, 4>
-                 : k == 8  ? multiply_doubles<16, 8>
-                           : multiply_doubles<16, 16>;
+  auto compute = m == 8   ? multiply_doubles<8, 4>
+                 : k == 4 ? multiply_doubles<16, 4>
+                 : k == 8 ? multiply_doubles<16, 8>
+                          : multiply_doubles<16, 16>;
   meet(fiber(t), request, compute);
 }
 

@@ -56,13 +56,13 @@ inline void jump_back(Thread& t, u32 line) {
 // Memory: each checks the access and gives the place of its bytes. A generic address may lie in
 // any window. The line is the instruction's in the PTX.
 const u8* read_global(Thread&, u64 address, u32 bytes, u32 line, Access);
-u8* write_global(Thread&, u64 address, u32 bytes, u32 line, Access);
+u8* write_global(Thread&, u64 address, u32 bytes, u32 line, Access, const u8* data);
 const u8* read_shared(Thread&, u64 address, u32 bytes, u32 line, Access);
-u8* write_shared(Thread&, u64 address, u32 bytes, u32 line, Access);
+u8* write_shared(Thread&, u64 address, u32 bytes, u32 line, Access, const u8* data);
 const u8* read_local(Thread&, u64 address, u32 bytes, u32 line, Access);
-u8* write_local(Thread&, u64 address, u32 bytes, u32 line, Access);
+u8* write_local(Thread&, u64 address, u32 bytes, u32 line, Access, const u8* data);
 const u8* read_generic(Thread&, u64 address, u32 bytes, u32 line, Access);
-u8* write_generic(Thread&, u64 address, u32 bytes, u32 line, Access);
+u8* write_generic(Thread&, u64 address, u32 bytes, u32 line, Access, const u8* data);
 // An atomic reads and writes, and orders memory as its semantics say.
 enum Semantics : u32 { relaxed = 0, acquire = 1, release = 2, acq_rel = 3 };
 u8* atomic_global(Thread&, u64 address, u32 bytes, u32 line, Semantics);

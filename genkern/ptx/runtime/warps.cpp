@@ -34,8 +34,8 @@ void check_agreement(Fiber& t, const Request& mine, const Group& group) {
     const Request* other = group.lanes[lane];
     if (!(group.arrived >> lane & 1) || other == &mine) continue;
     if (other->kind != mine.kind || (mine.aligned && other->line != mine.line))
-      fail(t, mine.line, Fault::absent_lane,
-           "meets lane %u at another instruction, in PTX line %u", lane, other->line);
+      fail(t, mine.line, Fault::absent_lane, "meets lane %u at another instruction, in PTX line %u",
+           lane, other->line);
     return;
   }
 }
@@ -44,8 +44,8 @@ void check_agreement(Fiber& t, const Request& mine, const Group& group) {
 
 void meet(Fiber& t, Request& mine, void (*compute)(Request**, u32, Fiber&)) {
   if (!(mine.mask >> t.lane & 1))
-    fail(t, mine.line, Fault::absent_lane, "executes it with the mask %#x, which does not name lane %u",
-         mine.mask, t.lane);
+    fail(t, mine.line, Fault::absent_lane,
+         "executes it with the mask %#x, which does not name lane %u", mine.mask, t.lane);
   if (mine.mask & ~lanes_of(t))
     fail(t, mine.line, Fault::absent_lane, "the mask %#x names lanes that the warp does not have",
          mine.mask);
@@ -64,8 +64,7 @@ void meet(Fiber& t, Request& mine, void (*compute)(Request**, u32, Fiber&)) {
   group.arrived = 0;
   machine.turns = 0;
   for (u32 lane = 0; lane < 32; ++lane)
-    if (mine.mask >> lane & 1 && lane != t.lane)
-      make_ready(machine.fibers[32 * t.warp + lane]);
+    if (mine.mask >> lane & 1 && lane != t.lane) make_ready(machine.fibers[32 * t.warp + lane]);
 }
 
 void reset_warps() {
@@ -147,10 +146,18 @@ u32 source_lane(Shuffle mode, u32 lane, u32 operand, u32 c, bool* in_range) {
   const u32 most = (lane & segment) | (clamp & ~segment), least = lane & segment;
   s32 source = 0;
   switch (mode) {
-    case up: source = s32(lane) - s32(b), *in_range = source >= s32(most); break;
-    case down: source = s32(lane + b), *in_range = source <= s32(most); break;
-    case bfly: source = s32(lane ^ b), *in_range = source <= s32(most); break;
-    case idx: source = s32(least | (b & ~segment)), *in_range = source <= s32(most); break;
+    case up:
+      source = s32(lane) - s32(b), *in_range = source >= s32(most);
+      break;
+    case down:
+      source = s32(lane + b), *in_range = source <= s32(most);
+      break;
+    case bfly:
+      source = s32(lane ^ b), *in_range = source <= s32(most);
+      break;
+    case idx:
+      source = s32(least | (b & ~segment)), *in_range = source <= s32(most);
+      break;
   }
   return *in_range ? u32(source) : lane;
 }
@@ -158,8 +165,8 @@ u32 source_lane(Shuffle mode, u32 lane, u32 operand, u32 c, bool* in_range) {
 
 u32 shuffle(Thread& t, Shuffle mode, u32 value, u32 lane, u32 clamp, u32 mask, bool* in_range,
             u32 line) {
-  ShuffleRequest request{{kind_of(kind_shuffle, mode), mask, line, false}, mode, value, lane, clamp,
-                         0, false};
+  ShuffleRequest request{
+      {kind_of(kind_shuffle, mode), mask, line, false}, mode, value, lane, clamp, 0, false};
   meet(fiber(t), request, [](Request** lanes, u32 mask, Fiber& last) {
     each_lane(mask, [&](u32 lane) {
       auto& r = as<ShuffleRequest>(lanes, lane);
@@ -222,14 +229,30 @@ u32 reduce(Thread& t, Reduce op, u32 value, u32 mask, u32 line) {
         return;
       }
       switch (r.op) {
-        case sum_u32: total += x; break;
-        case min_u32: total = least(total, x); break;
-        case max_u32: total = greatest(total, x); break;
-        case min_s32: total = u32(least(s32(total), s32(x))); break;
-        case max_s32: total = u32(greatest(s32(total), s32(x))); break;
-        case and_b32: total &= x; break;
-        case or_b32: total |= x; break;
-        case xor_b32: total ^= x; break;
+        case sum_u32:
+          total += x;
+          break;
+        case min_u32:
+          total = least(total, x);
+          break;
+        case max_u32:
+          total = greatest(total, x);
+          break;
+        case min_s32:
+          total = u32(least(s32(total), s32(x)));
+          break;
+        case max_s32:
+          total = u32(greatest(s32(total), s32(x)));
+          break;
+        case and_b32:
+          total &= x;
+          break;
+        case or_b32:
+          total |= x;
+          break;
+        case xor_b32:
+          total ^= x;
+          break;
       }
     });
     each_lane(mask, [&](u32 lane) { as<ReduceRequest>(lanes, lane).result = total; });
@@ -241,7 +264,11 @@ u32 reduce_f32(Thread& t, u32 value, bool greatest, bool absolute_values, bool n
                u32 line) {
   FloatReduceRequest request{
       {kind_of(kind_reduce, 64 + greatest + 2 * absolute_values + 4 * nan), mask, line, false},
-      greatest, absolute_values, nan, value, 0};
+      greatest,
+      absolute_values,
+      nan,
+      value,
+      0};
   meet(fiber(t), request, [](Request** lanes, u32 mask, Fiber&) {
     bool first = true;
     f32 total = 0;
@@ -256,9 +283,8 @@ u32 reduce_f32(Thread& t, u32 value, bool greatest, bool absolute_values, bool n
       else
         total = r.nan ? minimum<none, NaN, none>(total, x) : minimum<none, none, none>(total, x);
     });
-    each_lane(mask, [&](u32 lane) {
-      as<FloatReduceRequest>(lanes, lane).result = bit_cast<u32>(total);
-    });
+    each_lane(mask,
+              [&](u32 lane) { as<FloatReduceRequest>(lanes, lane).result = bit_cast<u32>(total); });
   });
   return request.result;
 }

@@ -1,0 +1,455 @@
+"""Kernels with one mistake each, which must be caught, beside the right ones, which must pass."""
+
+import numpy as np
+import pytest
+from ptx_conformance import own, run
+
+from genkern import ptx
+
+SCHEDULES = ("sequential", "reversed", 1, 2)
+
+
+# Threads hand their values on through shared memory: out[i] = x[n - 1 - i].
+EXCHANGE = f"""
+{own("%rd1", 4)}
+ld.global.b32 %r2, [%rd10];
+mov.u32 %r3, tile;
+shl.b32 %r4, %r0, 2;
+add.u32 %r5, %r3, %r4;
+st.shared.b32 [%r5], %r2;
+{{barrier}}
+xor.b32 %r6, %r4, {{partner}};
+add.u32 %r7, %r3, %r6;
+ld.shared.b32 %r8, [%r7{{offset}}];
+{own("%rd2", 4)}
+st.global.b32 [%rd10], %r8;
+"""
+TILE = ".shared .align 4 .b32 tile[64];"
+
+
+def exchange(barrier="bar.sync 0;", partner=252, offset="", block=64, more="", **options):
+    x = np.arange(block, dtype=np.uint32) + 1
+    x.flags.writeable = False
+    out = np.zeros(block, np.uint32)
+    body = EXCHANGE.format(barrier=barrier, partner=partner, offset=offset) + more
+    run(body, x, out, block=block, shared=TILE, **options)
+    return x, out
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_values_handed_on_through_shared_memory(schedule):
+    x, out = exchange(schedule=schedule)
+    np.testing.assert_array_equal(out, x[::-1])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_missing_barrier(schedule):
+    # Which of the two is seen first depends on who runs first; both name the mistake.
+    with pytest.raises((ptx.Race, ptx.Uninitialised)):
+        exchange("", schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_missing_barrier_where_the_memory_is_initialised(schedule):
+    zeros = "add.u32 %r9, %r3, %r4;\nst.shared.b32 [%r9], 0;\nbar.sync 0;\n"
+    body = EXCHANGE.format(barrier="", partner=252, offset="")
+    body = body.replace("st.shared.b32 [%r5], %r2;", zeros + "st.shared.b32 [%r5], %r2;")
+    with pytest.raises(ptx.Race, match="thread") as error:
+        run(body, np.arange(64, dtype="u4"), np.zeros(64, "u4"), block=64, shared=TILE,
+            schedule=schedule)  # fmt: skip
+    assert error.value.line and error.value.thread and "in PTX line" in str(error.value)
+
+
+def test_a_barrier_of_a_warp_orders_that_warp_alone():
+    x, out = exchange("bar.warp.sync -1;", partner=124)  # i ^ 31
+    np.testing.assert_array_equal(out.reshape(2, 32), x.reshape(2, 32)[:, ::-1])
+    with pytest.raises((ptx.Race, ptx.Uninitialised)):
+        exchange("bar.warp.sync -1;", partner=252)
+
+
+def test_a_shuffle_orders_nothing_in_memory():
+    with pytest.raises((ptx.Race, ptx.Uninitialised)):
+        exchange("shfl.sync.idx.b32 %r9, %r2, 0, 31, -1;", partner=124)
+
+
+def test_a_barrier_with_a_count_orders_those_who_came():
+    # Each warp has a barrier of its own: enough within the warp, not across.
+    barrier = "shr.u32 %r9, %r0, 5;\nadd.u32 %r9, %r9, 1;\nbarrier.sync %r9, 32;"
+    exchange(barrier, partner=124)
+    with pytest.raises((ptx.Race, ptx.Uninitialised)):
+        exchange(barrier, partner=252)
+    exchange("bar.sync 3, 64;")
+
+
+PRODUCER = f"""
+mov.u32 %r3, tile;
+and.b32 %r4, %r0, 31;
+shl.b32 %r4, %r4, 2;
+add.u32 %r5, %r3, %r4;
+setp.ge.u32 %p1, %r0, 32;
+@%p1 bra CONSUMER;
+st.shared.b32 [%r5], %r0;
+{{arrive}}
+bra DONE;
+CONSUMER:
+{{wait}}
+ld.shared.b32 %r8, [%r5];
+{own("%rd1", 4)}
+st.global.b32 [%rd10+-128], %r8;
+DONE:
+"""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_producer_that_only_arrives(schedule):
+    out = np.zeros(32, np.uint32)
+    body = PRODUCER.format(arrive="bar.arrive 1, 64;", wait="bar.sync 1, 64;")
+    run(body, out, block=64, shared=TILE, schedule=schedule)
+    np.testing.assert_array_equal(out, np.arange(32))
+    with pytest.raises((ptx.Race, ptx.Uninitialised)):
+        run(PRODUCER.format(arrive="", wait=""), out, block=64, shared=TILE, schedule=schedule)
+
+
+def test_a_consumer_whose_producer_never_comes():
+    with pytest.raises(ptx.Divergence, match="barrier 1 for 64 threads"):
+        body = PRODUCER.format(arrive="", wait="bar.sync 1, 64;")
+        run(body, np.zeros(32, "u4"), block=64, shared=TILE)
+
+
+def test_a_write_too_early_after_a_read():
+    # The barrier after the loop's reads is missing: the next round overwrites what others read.
+    body = f"""
+    mov.u32 %r3, tile;
+    shl.b32 %r4, %r0, 2;
+    add.u32 %r5, %r3, %r4;
+    mov.u32 %r9, 0;
+    mov.u32 %r8, 0;
+    LOOP:
+    st.shared.b32 [%r5], %r9;
+    bar.sync 0;
+    ld.shared.b32 %r6, [%r3+{{place}}];
+    add.u32 %r8, %r8, %r6;
+    {{second}}
+    add.u32 %r9, %r9, 1;
+    setp.lt.u32 %p1, %r9, 3;
+    @%p1 bra LOOP;
+    {own("%rd1", 4)}
+    st.global.b32 [%rd10], %r8;
+    """
+    out = np.zeros(64, np.uint32)
+    run(body.format(second="bar.sync 0;", place=8), out, block=64, shared=TILE)
+    assert set(out.tolist()) == {3}
+    for schedule in SCHEDULES:
+        with pytest.raises(ptx.Race, match="writes a byte that thread .* read"):
+            run(body.format(second="", place=8), out, block=64, shared=TILE, schedule=schedule)
+
+
+def test_reads_of_many_threads_are_all_remembered():
+    # Warps 0 and 1 read; warp 1 then meets warp 2, which writes: warp 0's read is not ordered.
+    body = """
+    mov.u32 %r3, tile;
+    setp.eq.u32 %p1, %r0, 64;
+    @%p1 st.shared.b32 [%r3], 5;
+    bar.sync 0;
+    shr.u32 %r4, %r0, 5;
+    setp.{who}.u32 %p2, %r4, 1;
+    @%p2 ld.shared.b32 %r5, [%r3];
+    setp.eq.u32 %p3, %r4, 0;
+    @!%p3 bar.sync 1, 64;
+    @%p1 st.shared.b32 [%r3], 6;
+    """
+    run(body.format(who="eq"), block=96, shared=TILE)
+    for schedule in SCHEDULES:
+        with pytest.raises(ptx.Race):
+            run(body.format(who="le"), block=96, shared=TILE, schedule=schedule)
+
+
+def test_off_by_one_in_shared_memory():
+    with pytest.raises(ptx.OutOfBounds, match="shared"):
+        exchange(offset="+256", partner=0)
+    with pytest.raises(ptx.OutOfBounds, match="shared"):
+        exchange(offset="+4", partner=0)  # the last thread's
+    with pytest.raises(ptx.OutOfBounds, match="shared"):
+        exchange(offset="+-4", partner=0)
+
+
+def test_off_by_one_between_two_shared_variables():
+    shared = ".shared .align 4 .b32 first[4];\n.shared .align 4 .b32 second[4];"
+    body = "mov.u32 %r3, {name};\nst.shared.b32 [%r3+{offset}], %r0;\nmov.u32 %r4, {other};\n"
+    for name, other in (("first", "second"), ("second", "first")):
+        run(body.format(name=name, other=other, offset=12), block=1, shared=shared)
+        with pytest.raises(ptx.OutOfBounds):
+            run(body.format(name=name, other=other, offset=16), block=1, shared=shared)
+
+
+def test_dynamic_shared_memory_ends_where_the_launch_says():
+    shared = ".extern .shared .align 16 .b8 dynamic[];"
+    body = "mov.u32 %r3, dynamic;\nst.shared.b8 [%r3+99], %r0;\n"
+    run(body, block=1, shared=shared, shared_bytes=100)
+    with pytest.raises(ptx.OutOfBounds, match="99 of them dynamic"):
+        run(body, block=1, shared=shared, shared_bytes=99)
+
+
+@pytest.mark.parametrize("offset", [-1, 8])
+@pytest.mark.parametrize("access", ["ld.global.b8 %r3, [%rd1+{}];", "st.global.b8 [%rd1+{}], %r3;"])
+def test_off_by_one_byte_in_global_memory(access, offset):
+    memory = np.zeros(24, np.uint8)
+    run(access.format(0) + access.format(7), memory[8:16], block=1)
+    with pytest.raises(ptx.OutOfBounds, match=f"byte {offset} of a buffer of 8 bytes"):
+        run(access.format(offset), memory[8:16], block=1)
+
+
+def test_an_access_that_ends_outside():
+    with pytest.raises(ptx.OutOfBounds):
+        run("ld.global.b64 %rd3, [%rd1];", np.zeros(7, np.uint8)[:7], block=1)
+
+
+def test_strided_arrays_reach_from_their_first_to_their_last_element():
+    memory = np.arange(32, dtype=np.uint32)
+    body = "ld.global.b32 %r2, [%rd1+{}];"
+    run(body.format(4 * 28), memory[0:32:4], block=1)
+    with pytest.raises(ptx.OutOfBounds):
+        run(body.format(4 * 29), memory[0:32:4], block=1)
+
+
+def test_a_null_pointer():
+    with pytest.raises(ptx.OutOfBounds, match="far from every buffer"):
+        run("mov.u64 %rd2, 0;\nld.global.b32 %r2, [%rd2];", np.zeros(1), block=1)
+
+
+def test_a_write_to_what_may_only_be_read():
+    x = np.zeros(4, np.uint32)
+    x.flags.writeable = False
+    with pytest.raises(ptx.ReadOnly, match="may only be read"):
+        run("st.global.b32 [%rd1], %r0;", x, block=1)
+    with pytest.raises(ptx.ReadOnly):
+        run("atom.global.add.u32 %r2, [%rd1], 1;", x, block=1)
+
+
+@pytest.mark.parametrize(
+    "access",
+    ["ld.global.b32 %r2, [%rd1+2];", "st.global.v4.b32 [%rd1+8], {%r0, %r0, %r0, %r0};",
+     "atom.global.add.u64 %rd2, [%rd1+4], %rd1;"],
+)  # fmt: skip
+def test_misaligned_accesses(access):
+    with pytest.raises(ptx.Misaligned, match="no multiple of"):
+        run(access, np.zeros(8, np.float64), block=1)
+
+
+def test_reads_of_shared_memory_that_nobody_wrote():
+    body = """
+    mov.u32 %r3, tile;
+    st.shared.b8 [%r3], %r0;
+    st.shared.b8 [%r3+1], %r0;
+    st.shared.b8 [%r3+{}], %r0;
+    ld.shared.b32 %r4, [%r3];
+    """
+    with pytest.raises(ptx.Uninitialised, match="byte 2"):
+        run(body.format(3), block=1, shared=TILE)
+    body += "st.shared.b8 [%r3+2], %r0;\n"
+    with pytest.raises(ptx.Uninitialised, match="byte 3"):
+        run(body.format(2), block=1, shared=TILE)
+    full = body.replace("ld.shared", "st.shared.b8 [%r3+3], %r0;\nld.shared")
+    run(full.format(2), block=1, shared=TILE)
+
+
+def test_shared_memory_of_the_block_before_is_gone():
+    body = """
+    mov.u32 %r3, tile;
+    setp.eq.u32 %p1, %r1, 0;
+    @%p1 st.shared.b32 [%r3], 5;
+    ld.shared.b32 %r4, [%r3];
+    """
+    with pytest.raises(ptx.Uninitialised) as error:
+        run(body, grid=2, block=1, shared=TILE)
+    assert error.value.block == (1, 0, 0)
+
+
+COPY = f"""
+mov.u32 %r3, tile;
+shl.b32 %r4, %r0, 2;
+add.u32 %r5, %r3, %r4;
+{own("%rd1", 4)}
+cp.async.ca.shared.global [%r5], [%rd10], 4;
+cp.async.commit_group;
+{{wait}}
+{{barrier}}
+xor.b32 %r6, %r4, {{partner}};
+add.u32 %r7, %r3, %r6;
+ld.shared.b32 %r8, [%r7];
+{own("%rd2", 4)}
+st.global.b32 [%rd10], %r8;
+"""
+
+
+def copied(wait="cp.async.wait_group 0;", barrier="bar.sync 0;", partner=252, **options):
+    x, out = np.arange(64, dtype=np.uint32), np.zeros(64, np.uint32)
+    body = COPY.format(wait=wait, barrier=barrier, partner=partner)
+    run(body, x, out, block=64, shared=TILE, **options)
+    return x, out
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_asynchronous_copies(schedule):
+    x, out = copied(schedule=schedule)
+    np.testing.assert_array_equal(out, x[::-1])
+    x, out = copied("cp.async.wait_all;", "", partner=0, schedule=schedule)
+    np.testing.assert_array_equal(out, x)
+    with pytest.raises(ptx.Uninitialised, match="has not been waited for"):
+        copied("", schedule=schedule)  # the wait is missing
+    with pytest.raises(ptx.Uninitialised, match="has not been waited for"):
+        copied("cp.async.wait_group 1;", schedule=schedule)  # one group too few
+    with pytest.raises((ptx.Race, ptx.Uninitialised)):
+        copied(barrier="", schedule=schedule)  # the pipeline's barrier is missing
+
+
+def test_a_copy_over_what_others_still_read():
+    # A pipeline of one stage whose second barrier is missing.
+    body = f"""
+    mov.u32 %r3, tile;
+    shl.b32 %r4, %r0, 2;
+    add.u32 %r5, %r3, %r4;
+    xor.b32 %r6, %r4, 252;
+    add.u32 %r7, %r3, %r6;
+    {own("%rd1", 4)}
+    mov.u32 %r9, 0;
+    LOOP:
+    cp.async.ca.shared.global [%r5], [%rd10], 4;
+    cp.async.wait_all;
+    bar.sync 0;
+    ld.shared.b32 %r8, [%r7];
+    {{second}}
+    add.u32 %r9, %r9, 1;
+    setp.lt.u32 %p1, %r9, 3;
+    @%p1 bra LOOP;
+    """
+    x = np.arange(64, dtype=np.uint32)
+    run(body.format(second="bar.sync 0;"), x, block=64, shared=TILE)
+    for schedule in SCHEDULES:
+        with pytest.raises(ptx.Race):
+            run(body.format(second=""), x, block=64, shared=TILE, schedule=schedule)
+
+
+def test_copies_fill_with_zeros_and_read_no_further_than_they_say():
+    body = f"""
+    mov.u32 %r3, tile;
+    st.shared.b32 [%r3], 1;
+    sub.u32 %r4, 12, 0;
+    cp.async.cg.shared.global [%r3], [%rd1], 16, {{source}};
+    cp.async.wait_all;
+    ld.shared.v4.b32 {{{{%r4, %r5, %r6, %r7}}}}, [%r3];
+    st.global.v4.b32 [%rd2], {{{{%r4, %r5, %r6, %r7}}}};
+    """
+    tile = ".shared .align 16 .b8 tile[16];"
+    x = np.zeros(8, np.uint64).view(np.uint32)[:5]
+    x = x[-x.ctypes.data % 16 // 4 :][:3]
+    x[:] = [7, 8, 9]
+    out = np.full(6, 5, np.uint64).view(np.uint32)
+    out = out[-out.ctypes.data % 16 // 4 :][:4]
+    run(body.format(source=12), x, out, block=1, shared=tile)
+    np.testing.assert_array_equal(out, [7, 8, 9, 0])
+    with pytest.raises(ptx.OutOfBounds):
+        run(body.format(source=13), x, out, block=1, shared=tile)
+
+
+def test_a_barrier_that_one_thread_skips():
+    body = "setp.eq.u32 %p1, %r0, 3;\n@%p1 bra OUT;\nbar.sync 0;\nOUT:\n"
+    with pytest.raises(ptx.Divergence, match=r"64 threads and 63 came: thread \(3, 0, 0\)"):
+        run(body, block=64)
+
+
+def test_lanes_of_a_warp_at_two_barriers():
+    body = "setp.lt.u32 %p1, %r0, 7;\n@%p1 bra A;\nbar.sync 0;\nbra B;\nA:\nbar.sync 0;\nB:\n"
+    with pytest.raises(ptx.Divergence, match="different places"):
+        run(body, block=64)
+    run(body.replace("bar.sync", "barrier.sync"), block=64)
+    run(body.replace(", 7;", ", 32;"), block=64)  # whole warps may
+
+
+def test_two_barriers_that_wait_for_each_other():
+    body = "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra A;\nbar.sync 1;\nbra B;\nA:\nbar.sync 2;\nB:\n"
+    with pytest.raises(ptx.Divergence, match="another barrier"):
+        run(body, block=64)
+
+
+def test_a_loop_without_end():
+    with pytest.raises(ptx.Deadlock, match="in circles"):
+        run("LOOP:\nbra LOOP;", block=1)
+
+
+def test_a_thread_that_spins_until_another_comes():
+    body = """
+    mov.u32 %r3, tile;
+    setp.eq.u32 %p1, %r0, 40;
+    setp.eq.u32 %p3, %r0, 0;
+    @%p3 st.shared.b32 [%r3], 0;
+    bar.sync 0;
+    @%p1 atom.shared.exch.b32 %r4, [%r3], 1;
+    LOOP:
+    ld.volatile.shared.b32 %r5, [%r3];
+    setp.eq.u32 %p2, %r5, 0;
+    @%p2 bra LOOP;
+    """
+    for schedule in SCHEDULES:
+        run(body, block=64, shared=TILE, schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_missing_atomic(schedule):
+    out = np.zeros(1, np.uint32)
+    run("red.global.add.u32 [%rd1], 1;", out, grid=3, block=64, schedule=schedule)
+    assert out[0] == 192
+    plain = "ld.global.b32 %r2, [%rd1];\nadd.u32 %r2, %r2, 1;\nst.global.b32 [%rd1], %r2;"
+    with pytest.raises(ptx.Race, match="global"):
+        run(plain, out, block=64, schedule=schedule)
+    with pytest.raises(ptx.Race, match="block"):
+        run(plain, out, grid=2, block=1, schedule=schedule)
+
+
+LAST_BLOCK = """
+mul.wide.u32 %rd5, %r1, 4;
+add.s64 %rd6, %rd1, %rd5;
+st.global.b32 [%rd6], %r1;
+{release}
+atom.global.add.u32 %r2, [%rd2], 1;
+{acquire}
+setp.ne.u32 %p1, %r2, 2;
+@%p1 bra DONE;
+ld.global.v2.b32 {{%r3, %r4}}, [%rd1];
+ld.global.b32 %r5, [%rd1+8];
+add.u32 %r3, %r3, %r4;
+add.u32 %r3, %r3, %r5;
+st.global.b32 [%rd3], %r3;
+DONE:
+"""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_last_block_adds_up(schedule):
+    def total(release, acquire):
+        parts, count, out = np.zeros(4, "u4"), np.zeros(1, "u4"), np.zeros(1, "u4")
+        body = LAST_BLOCK.format(release=release, acquire=acquire)
+        run(body, parts, count, out, grid=3, block=1, schedule=schedule)
+        return out[0]
+
+    assert total("membar.gl;", "membar.gl;") == 3
+    assert total("fence.acq_rel.gpu;", "fence.sc.sys;") == 3
+    with pytest.raises(ptx.Race, match="no fence and atomic order the two blocks"):
+        total("", "membar.gl;")
+    with pytest.raises(ptx.Race, match="no fence follows that atomic"):
+        total("membar.gl;", "")
+    with pytest.raises(ptx.Race):
+        total("membar.cta;", "membar.gl;")
+
+
+def test_trap():
+    with pytest.raises(ptx.Trap):
+        run("trap;", block=1)
+
+
+def test_the_error_says_where():
+    with pytest.raises(ptx.OutOfBounds) as error:
+        run("setp.eq.u32 %p1, %r0, 5;\n@%p1 ld.global.b32 %r2, [%rd1+400];", np.zeros(1), grid=2)
+    assert error.value.kernel == "k"
+    assert (error.value.block, error.value.thread) == ((0, 0, 0), (5, 0, 0))
+    assert "ld.global.b32 %r2" in str(error.value)
