@@ -31,6 +31,7 @@ constexpr int width = 16 / int(sizeof(T));
 template <class T, int n>
 __device__ void load(const T* from, int64_t left, Acc<T> (&to)[n]) {
   static_assert(n % width<T> == 0, "whole loads of 16 bytes");
+  __builtin_assume(__isGlobal(from));
   if (left >= n && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
 #pragma unroll
     for (int i = 0; i < n; i += width<T>) {
@@ -48,6 +49,7 @@ __device__ void load(const T* from, int64_t left, Acc<T> (&to)[n]) {
 
 template <class T, int n>
 __device__ void store(T* to, int64_t left, const Acc<T> (&from)[n]) {
+  __builtin_assume(__isGlobal(to));
   if (left >= n && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
 #pragma unroll
     for (int i = 0; i < n; i += width<T>) {

@@ -10,7 +10,6 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
-#include "../common/lists.h"
 
 namespace genkern {
 
@@ -46,6 +45,9 @@ GK_EACH_LEVEL(Status differences_forward(const DifferencesForward& args);
 
 #ifdef GK_HAVE_CUDA
 namespace cuda {
+struct ListPlan;  // common/lists.h
+struct ListMemory;
+
 // One launch for the whole list. The plan of a forward, or with `gradients_alone` that of a
 // backward, which has blocks for the gradients that are wanted. A forward writes those too, for a
 // grad_loss of 1.

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(list_threads, 2)
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       kl[i] = A(0.5) * (p.ratio[i] + p.square[i] - A(1) - p.difference[i]);
-      if (i < left) some += kl[i];
+      some += kl[i];  // zero beyond the end
     }
     mine[0] += some;
     if (terms.numbers) store_rows<A>(terms, spot, problem.size, kl);

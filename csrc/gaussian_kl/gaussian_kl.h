@@ -13,7 +13,6 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
-#include "../common/lists.h"
 
 namespace genkern {
 
@@ -44,6 +43,9 @@ GK_EACH_LEVEL(
 
 #ifdef GK_HAVE_CUDA
 namespace cuda {
+struct ListPlan;  // common/lists.h
+struct ListMemory;
+
 // One launch each. The plan of `count` elements; a forward with a sum needs memory for it, without
 // a table.
 ListPlan gaussian_kl_plan(DType dtype, int64_t count, bool with_sum, int64_t blocks_aim);

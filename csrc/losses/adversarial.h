@@ -22,7 +22,6 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
-#include "../common/lists.h"
 
 namespace genkern {
 
@@ -72,6 +71,9 @@ GK_EACH_LEVEL(Status adversarial_forward(const AdversarialForward& args);
 
 #ifdef GK_HAVE_CUDA
 namespace cuda {
+struct ListPlan;  // common/lists.h
+struct ListMemory;
+
 // One launch for the whole list, two forward where means are subtracted. The plan of a forward, or
 // with `gradients_alone` that of a backward, which has blocks for the gradients that are wanted.
 // A forward writes the gradients too, for a grad_loss of 1, except where means are subtracted.

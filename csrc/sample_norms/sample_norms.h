@@ -19,7 +19,6 @@
 
 #include "../common/dtype.h"
 #include "../common/levels.h"
-#include "../common/lists.h"
 
 namespace genkern {
 
@@ -55,6 +54,9 @@ GK_EACH_LEVEL(Status sample_norms_forward(const SampleNorms& args, void* value);
 
 #ifdef GK_HAVE_CUDA
 namespace cuda {
+struct ListPlan;  // common/lists.h
+struct ListMemory;
+
 // One launch for all items. The plan of a forward, or with `gradients_alone` that of a backward,
 // which has blocks for the gradients that are wanted.
 ListPlan sample_norms_plan(DType dtype, const SampleItem* items, int64_t item_count,

@@ -4,7 +4,7 @@ import torch
 
 from genkern.ops._device import device_table
 
-BLOCKS_AIM = 2048  # with fewer a big GPU is not full; with many more the last one adds long
+BLOCKS_AIM = 1024  # with fewer a big GPU is not full; with many more the last one adds long
 
 # By device and stream: launches on one stream come one after another, and each leaves a zero.
 _counters = {}

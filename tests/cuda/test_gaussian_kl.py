@@ -119,6 +119,22 @@ def test_channels_last_keeps_its_layout(on_cuda, device):
         torch.testing.assert_close(got, value_and_gradients(tensors, "none"))
 
 
+def test_results_in_rows_anywhere(on_cuda, device):
+    """The contract's rows; an op's own results are dense."""
+    mean, logvar = torch.randn(2, 5, 11, device=device)[:, :, :6]
+    terms, gradient = (torch.empty(5, 9, device=device).fill_(7.0) for _ in range(2))
+    given = [(x.data_ptr(), 11) for x in (mean, logvar)] + [op.NOWHERE] * 2
+    problem, result = (5, 6, given, 0), (terms.data_ptr(), 9)
+    cuda.forward(problem, mean, result, 0, 1.0)
+    wanted = [op.NOWHERE, (gradient.data_ptr(), 9), op.NOWHERE, op.NOWHERE]
+    cuda.backward(problem, mean, wanted, 0, result, 1.0)
+    exact = 0.5 * (logvar.exp() + mean.square() - 1 - logvar)
+    torch.testing.assert_close(terms[:, :6], exact)
+    torch.testing.assert_close(gradient[:, :6], exact * 0.5 * (logvar.exp() - 1))
+    assert (terms[:, 6:] == 7).all()
+    assert (gradient[:, 6:] == 7).all()
+
+
 def test_one_gradient_alone(on_cuda, poisoned, device):
     tensors = [numbers(9, device=device).detach() for _ in range(4)]
     for i in range(4):

@@ -152,6 +152,13 @@ def test_more_samples_than_a_block_has_threads(function, on_cuda, device):
         assert_near(got, value_and_gradients(wide([[x], [y, z]]), function), torch.float32)
 
 
+def test_more_items_than_go_with_a_launch(on_cuda, device):
+    groups = [[torch.randn(1 + i % 3, 5, device=device, requires_grad=True)] for i in range(40)]
+    got = value_and_gradients(groups, "distance")
+    with genkern.use_backend("reference"):
+        assert_near(got, value_and_gradients(wide(groups), "distance"), torch.float32)
+
+
 def test_long_runs(on_cuda, monkeypatch, device):
     monkeypatch.setattr(cuda, "BLOCKS_AIM", 2)
     x = torch.randn(2, 19 * STEP + 3, device=device, requires_grad=True)
