@@ -57,7 +57,11 @@ def draws(kind, count, rng):
                 exponent = (0 - form.least + 1) + rng.randrange(-form.digits, form.digits)
                 exponent = min(max(exponent, 1), form.greatest - form.least)
                 bits = rng.getrandbits(1) << (form.bits - 1) | exponent << form.mantissa
-                found.append(bits | rng.getrandbits(form.mantissa))
+                mantissa = rng.getrandbits(form.mantissa)
+                if rng.random() < 0.4:  # halfway between two numbers of a shorter format
+                    short = rng.choice([s for s in (1, 4, 12, 15, 28, 41, 44) if s < form.mantissa])
+                    mantissa = mantissa >> short << short
+                found.append(bits | mantissa)
         rng.shuffle(found)
         return found
     bits = int(kind)
