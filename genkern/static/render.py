@@ -6,7 +6,7 @@ from genkern.static.peer import per_tensor
 INTRODUCTION = """\
 # The static report
 
-Made by `genkern static`: **compiled** and, where bytes are counted, **executed** on a CPU; not
+Made by `{command}`: **compiled** and, where bytes are counted, **executed** on a CPU; not
 run on a GPU. Nothing here is a measurement of speed. {versions}.
 """
 
@@ -68,7 +68,7 @@ alone).
 def render(facts):
     targets = facts["targets"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    parts = [INTRODUCTION.format(versions=versions)]
+    parts = [INTRODUCTION.format(command=facts["command"], versions=versions)]
     kernels = [*facts.get("cuda", []), *facts.get("triton", [])]
     if kernels:
         parts += [

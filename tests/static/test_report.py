@@ -32,7 +32,8 @@ KNOWN = {"shared_bytes": 48 * 1024, "threads": 128, "occupancy": SHARE}
 
 
 def facts(**more):
-    return {"versions": {"nvcc": "13.0"}, "targets": ["sm_80", "sm_90"], "missing": {}, **more}
+    known = {"command": "genkern static", "versions": {"nvcc": "13.0"}}
+    return {**known, "targets": ["sm_80", "sm_90"], "missing": {}, **more}
 
 
 # ---- Calls --------------------------------------------------------------------------------------
