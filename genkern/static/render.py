@@ -44,8 +44,9 @@ measured.**
 BYTES = """\
 ## Bytes moved
 
-Counted by the executor while it runs the kernels' PTX: bytes that the kernels ask of global
-memory, caches not considered, beside the least.
+Counted by the executor while it runs the kernels' PTX: what all threads together ask of global
+memory, beside the least. No cache is considered, and a number that all threads of a warp load at
+once, such as a table's, counts once for each of them.
 """
 
 PEER = """\
