@@ -95,7 +95,8 @@ def spectral_norm(what, model, dtype=torch.float32):
 
 
 def _of_loss(op, what, shape, dtype, leaves, value_of):
-    """The forward or the backward of a scalar: `leaves()` gives tensors, `value_of` them a loss."""
+    """The forward of a scalar, or both passes, because a forward may compute the gradients too:
+    `leaves()` gives tensors, `value_of` them a loss."""
 
     def prepare():
         known = leaves()
@@ -103,8 +104,12 @@ def _of_loss(op, what, shape, dtype, leaves, value_of):
             return lambda: [value_of([x.detach() for x in known])], known
         for x in known:
             x.requires_grad_()
-        value = value_of(known)
-        return lambda: torch.autograd.grad(value, known), known
+
+        def step():
+            value = value_of(known)
+            return value.detach(), *torch.autograd.grad(value, known)
+
+        return step, known
 
     return Call(op, what, shape, dtype, prepare)
 
@@ -161,6 +166,7 @@ def all_calls():
     calls += [attention(p, single, 1, 8, 4096, 64) for p in passes]
     for what in ("forward", "backward"):
         calls += [spectral_norm(what, name) for name in ("SNGAN-32", "DCGAN-64")]
+    for what in ("forward", "both passes"):
         calls += [hinge(what, 5, 4096), hinge(what, 1, 262144, half)]
         calls += [feature_matching(what, 54, 65536), penalty(what, 64, 12288)]
         calls.append(kl(what, 16, 8, 64, 64))
@@ -172,9 +178,10 @@ def small_calls():
     half, single = torch.bfloat16, torch.float32
     calls = [attention(p, half, 1, 1, 512, 64) for p in _PRODUCTS]
     calls += [attention(p, single, 1, 1, 256, 64) for p in _PRODUCTS]
-    for what in ("forward", "backward"):
-        calls += [spectral_norm(what, "SNGAN-32"), hinge(what, 5, 4096)]
-        calls += [feature_matching(what, 6, 16384), penalty(what, 16, 3072), kl(what, 4, 4, 32, 32)]
+    calls += [spectral_norm(what, "SNGAN-32") for what in ("forward", "backward")]
+    for what in ("forward", "both passes"):
+        calls += [hinge(what, 5, 32768), feature_matching(what, 6, 65536)]
+        calls += [penalty(what, 16, 12288), kl(what, 4, 8, 64, 64)]
     return calls
 
 

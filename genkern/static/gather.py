@@ -24,7 +24,11 @@ def gather(op="", targets=cubins.TARGETS, sources=None, say=lambda text: None):
     small = [call for call in calls.small_calls() if call.op.startswith(op)]
     if not chosen:
         raise ValueError(f"no op's name begins with {op!r}")
-    facts = {"versions": _versions(), "targets": list(targets), "missing": {}}
+    command = ["genkern static", *([op] if op else [])]
+    if tuple(targets) != cubins.TARGETS:
+        command.append(f"--targets {','.join(targets)}")
+    facts = {"command": " ".join(command), "versions": _versions(), "targets": list(targets)}
+    facts["missing"] = {}
 
     def part(name, make):
         say(name)

@@ -6,7 +6,7 @@ from genkern.static.peer import per_tensor
 INTRODUCTION = """\
 # The static report
 
-Made by `genkern static`: **compiled** and, where bytes are counted, **executed** on a CPU; not
+Made by `{command}`: **compiled** and, where bytes are counted, **executed** on a CPU; not
 run on a GPU. Nothing here is a measurement of speed. {versions}.
 """
 
@@ -44,8 +44,9 @@ measured.**
 BYTES = """\
 ## Bytes moved
 
-Counted by the executor while it runs the kernels' PTX: bytes that the kernels ask of global
-memory, caches not considered, beside the least.
+Counted by the executor while it runs the kernels' PTX: what all threads together ask of global
+memory, beside the least. No cache is considered, and a number that all threads of a warp load at
+once, such as a table's, counts once for each of them.
 """
 
 PEER = """\
@@ -68,7 +69,7 @@ alone).
 def render(facts):
     targets = facts["targets"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    parts = [INTRODUCTION.format(versions=versions)]
+    parts = [INTRODUCTION.format(command=facts["command"], versions=versions)]
     kernels = [*facts.get("cuda", []), *facts.get("triton", [])]
     if kernels:
         parts += [

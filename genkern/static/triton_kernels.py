@@ -25,8 +25,8 @@ class Compiled(NamedTuple):
 
 
 def kernels(of_calls, targets):
-    """What every launch of the calls becomes; of launches that compile to the same code in calls
-    of one dtype and shape one."""
+    """What every launch of the calls becomes; of one kernel in one dtype (attention's: and shape
+    of heads) the first."""
     found = {}
     for target in targets:
         for call in of_calls:
@@ -47,7 +47,7 @@ def compiled(call, launch, target):
         code = sass.functions(tools.output([tools.cuobjdump(), "-sass", file.name]))
     return Compiled(
         call.op,
-        f"{made.kernel} {calls.short_dtype(call.dtype)} {_kind(call)}",
+        f"{made.kernel} {calls.short_dtype(call.dtype)}{_kind(call)}",
         target,
         made.registers,
         made.spills,
@@ -58,8 +58,8 @@ def compiled(call, launch, target):
 
 
 def _kind(call):
-    """What of a call's shape its kernels depend on."""
+    """What of an attention call's shape its kernels depend on."""
     if call.op != "attention":
-        return call.shape
+        return ""
     sizes, *others = call.shape.split()
-    return " ".join([f"d={sizes.split('×')[-1]}", *(x for x in others if x.startswith("dv"))])
+    return " ".join(["", f"d={sizes.split('×')[-1]}", *(x for x in others if x.startswith("dv"))])
