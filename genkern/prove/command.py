@@ -60,7 +60,8 @@ def _outcomes(backends, chosen, everything):
         pending = []
         if others:
             spawning = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawning))
+            pool = ProcessPoolExecutor(1, mp_context=spawning)
+            stack.callback(pool.shutdown, cancel_futures=True)
             for schedule, backend in enumerate(others, 1):
                 for number, workload in enumerate(chosen):
                     job = pool.submit(execute_numbered, everything, number, backend, schedule)
