@@ -51,6 +51,14 @@ def execute(workload, backend, schedule):
     return Outcome(error, allowed, kernels, time.perf_counter() - start, fault, elsewhere)
 
 
+def execute_numbered(everything, number, backend, schedule):
+    """The same for another process, to which workloads can't be sent."""
+    from genkern.prove import workloads
+
+    chosen = workloads.everything() if everything else workloads.quick()
+    return execute(chosen[number], backend, schedule)
+
+
 @contextlib.contextmanager
 def _unwritten_memory_is_nan():
     """torch.empty arrives filled, so that what a kernel leaves out is seen."""
