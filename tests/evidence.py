@@ -1,13 +1,15 @@
 """Writes genkern/evidence.json and the README's table from the outcome of tests:
 
-    python tests/evidence.py
+    python tests/evidence.py [--quick]
 
 An op counts as executed on a backend in a dtype where a test that passed launched its kernels into
 the executor, and no test that failed did. It counts as compiled for a target where the tests of the
 machine code passed. Triton's kernels are executed by the workloads of `genkern prove`, in a process
-of their own, because that of the tests interprets Triton. Takes the time of these tests, minutes.
+of their own, because that of the tests interprets Triton; --quick takes only its quick ones, and so
+claims less. Takes the time of these tests: minutes, or an hour where nothing was compiled before.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -125,22 +127,28 @@ class Evidence:
         return [("cuda", *pair) for name, pair in item.user_properties if name == "compiled"]
 
 
-def executed_by_prove():
-    """In this process, the workloads of `genkern prove` on Triton: (executed, failed)."""
+def executed_by_prove(which):
+    """In this process, the workloads of `genkern prove` on Triton ("quick" or "everything"):
+    (executed, failed)."""
     from genkern.prove import check, workloads
 
     executed, failed, watch = set(), set(), Watch()
-    for workload in workloads.everything():
+    for workload in getattr(workloads, which)():
         with watch.watching() as seen:
             outcome = check.execute(workload, "triton", schedule=0)
-        (executed if outcome.holds else failed).update(seen)
+        said = outcome.fault or outcome.elsewhere or f"error {outcome.error:.1e}"
+        print(f"{workload.name}: {said}", file=sys.stderr, flush=True)
+        if outcome.holds:
+            executed.update(seen)
+        elif outcome.elsewhere is None:
+            failed.update(seen)
     return executed, failed
 
 
-def ran_in_a_process_of_its_own():
+def executed_in_a_process_of_its_own(which):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as away:
-        command = [sys.executable, str(Path(__file__).resolve()), "--prove"]
+        command = [sys.executable, str(Path(__file__).resolve()), "--prove", which]
         done = subprocess.run(command, env=environment, cwd=away, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit("evidence: the workloads of `genkern prove` could not be executed")
@@ -180,8 +188,12 @@ def with_table(text, table):
 
 
 def main():
-    if sys.argv[1:] == ["--prove"]:
-        print(json.dumps([sorted(part) for part in executed_by_prove()]))
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer of Triton's kernels")
+    parser.add_argument("--prove", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.prove:
+        print(json.dumps([sorted(part) for part in executed_by_prove(args.prove)]))
         return 0
     import pytest
     import torch
@@ -196,7 +208,8 @@ def main():
     status = pytest.main([*options, *folders], plugins=[plugin])
     if status > 1:
         return status
-    executed, failed = ran_in_a_process_of_its_own()
+    which = "quick" if args.quick else "everything"
+    executed, failed = executed_in_a_process_of_its_own(which)
     compiled = {of: found for of, found in plugin.compiled.items() if of not in plugin.refuted}
     versions = {"torch": torch.__version__.partition("+")[0], "triton": _triton.version()}
     backends = gathered(plugin.executed | executed, plugin.failed | failed, compiled)

@@ -22,12 +22,7 @@ struct BackwardColumnsSizes {
   static constexpr int warps = is_fp32 ? (in_turns ? 2 : D > 64 ? 3 : 4) : (in_turns ? 3 : 4);
   static constexpr int threads = warps * lanes;
   static constexpr int keys = warps * 16;
-  static constexpr int queries = is_fp32 ? (in_turns ? 8
-                                            : D > 64 ? 16
-                                                     : 32)
-                                         : (in_turns  ? 16
-                                            : DV > 64 ? 32
-                                                      : 64);
+  static constexpr int queries = is_fp32 ? (in_turns ? 8 : D > 64 ? 16 : 32) : (D > 64 ? 16 : 32);
   static constexpr int facts = 3;
   static constexpr int shared_bytes =
       SharedRows<T, keys, D>::bytes + SharedRows<T, keys, DV>::bytes +
@@ -36,7 +31,7 @@ struct BackwardColumnsSizes {
 };
 
 template <class T, int D, int DV>
-__global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads)
+__global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
     backward_columns(Problem problem, RowFacts facts, Tensor grad_out, Heads grad_k, Heads grad_v,
                      RowNumbers column_sums, int blocks) {
   using Sizes = BackwardColumnsSizes<T, D, DV>;
@@ -131,8 +126,10 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads)
       stage ^= 1;
     };
     __syncthreads();  // until the last tile of the member before is read
-    fetch(std::false_type(), span.first, 0);
-    each_tile<T>(problem, span, queries, q_rows.in_vectors && grad_rows.in_vectors, step);
+    if (span.first < span.end) fetch(std::false_type(), span.first, 0);
+    each_tile<T>(
+        problem, span, queries, q_rows.in_vectors && grad_rows.in_vectors,
+        [&](int at) { step(std::true_type(), at); }, [&](int at) { step(std::false_type(), at); });
 
     if (!column_sums.data) continue;
     float* to = static_cast<float*>(column_sums.data) + place.batch * column_sums.batch +

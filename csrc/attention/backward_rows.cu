@@ -18,10 +18,9 @@ namespace attention {
 template <class T, int D, int DV>
 struct BackwardRowsSizes {
   static constexpr bool is_fp32 = !on_tensor_cores<T>, is_wide = D > 128;
-  static constexpr int row_blocks = is_fp32 || D > 64 ? 1 : 2;
   static constexpr int warps = is_fp32 && is_wide ? 2 : 4;
   static constexpr int threads = warps * lanes;
-  static constexpr int queries = warps * row_blocks * 16;
+  static constexpr int queries = warps * 16;
   static constexpr int keys = is_fp32 ? (is_wide ? 8 : D > 64 ? 16 : 32) : (is_wide ? 16 : 32);
   static constexpr int shared_bytes =
       SharedRows<T, queries, D>::bytes + SharedRows<T, queries, DV>::bytes +
@@ -29,11 +28,11 @@ struct BackwardRowsSizes {
 };
 
 template <class T, int D, int DV>
-__global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads)
+__global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads, 1)
     backward_rows(Problem problem, SoftmaxRows rows, Tensor grad_out, RowNumbers grad_lse,
                   RowFacts facts, Heads grad_q, int blocks) {
   using Sizes = BackwardRowsSizes<T, D, DV>;
-  constexpr int row_blocks = Sizes::row_blocks, threads = Sizes::threads, keys = Sizes::keys;
+  constexpr int row_blocks = 1, threads = Sizes::threads, keys = Sizes::keys;
   const BlockOfQueries block = block_of_queries(problem, blocks, Sizes::queries);
   const Place& place = block.place;
   const int first_row = warp() * row_blocks * 16, i0 = block.first + first_row;
@@ -63,60 +62,59 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads)
   sums.clear();
   const Span span = key_span(problem, place, block.first, Sizes::queries, keys);
   int stage = 0;
-  const auto step = [&](auto is_last, auto is_quick, int j0) {
-    constexpr bool last = decltype(is_last)::value, quick = decltype(is_quick)::value;
+  // In the first sweep, not is_last, the level is summed.
+  const auto step = [&](auto is_quick, bool is_last, int j0) {
+    constexpr bool quick = decltype(is_quick)::value;
     wait_for_copies<0>();
     __syncthreads();
     if (j0 + keys < span.end) fetch(is_quick, j0 + keys, stage ^ 1);
     const auto k_tile = k_tiles.template part<keys>(stage);
-    const Corner<Rows::queries> corner{i0, j0};
+    const Corner<Rows::queries> corner(i0, j0);
     Sums<row_blocks, keys / 8> p, dp, of_tanh;
     p.clear();
     add_pairing(p, q, k_tile);
     if (!quick)
       finish_logits<T>(problem, place, corner, j0 < span.full_first || j0 >= span.full_end, p,
-                       last ? &of_tanh : nullptr);
+                       &of_tanh);
     softmax.apply(problem, p);
     dp.clear();
     add_pairing(dp, grad, v_tiles.template part<keys>(stage));
     if (!quick && problem.seed)
       each_dropout<row_blocks, keys / 8>(problem, place, corner,
                                          [&](int m, int n, int e, float z) { dp.x[m][n][e] *= z; });
-    each(p, [&](float& x, int m, int n, int e) {
-      const int r = row_number(m, e);
-      if (last)
-        x *= dp.x[m][n][e] - level[r];
-      else
-        level[r] += x * dp.x[m][n][e];
-    });
-    if (last && !quick && problem.softcap != 0)
-      each(p, [&](float& x, int m, int n, int e) {
-        x *= 1 - of_tanh.x[m][n][e] * of_tanh.x[m][n][e];
-      });
-    if (last) add_product(sums, p, k_tile);
+    if (is_last) {
+      each(p, [&](float& x, int m, int n, int e) { x *= dp.x[m][n][e] - level[row_number(m, e)]; });
+      if (!quick && problem.softcap != 0)
+        each(p, [&](float& x, int m, int n, int e) {
+          x *= 1 - of_tanh.x[m][n][e] * of_tanh.x[m][n][e];
+        });
+      add_product(sums, p, k_tile);
+    } else {
+      each(p, [&](float x, int m, int n, int e) { level[row_number(m, e)] += x * dp.x[m][n][e]; });
+    }
     stage ^= 1;
   };
-  const auto sweep = [&](auto is_last) {
-    fetch(std::false_type(), span.first, stage);
-    each_tile<T>(problem, span, keys, k_rows.in_vectors && v_rows.in_vectors,
-                 [&](auto is_quick, int j0) { step(is_last, is_quick, j0); });
-  };
 
-  sweep(std::false_type());
+  for (int sweep = 0; sweep < 2; ++sweep) {
+    if (span.first < span.end) fetch(std::false_type(), span.first, stage);
+    const auto quick = [&](int j0) { step(std::true_type(), sweep == 1, j0); };
+    each_tile<T>(problem, span, keys, k_rows.in_vectors && v_rows.in_vectors, quick,
+                 [&](int j0) { step(std::false_type(), sweep == 1, j0); });
+    if (sweep == 1) break;
 #pragma unroll
-  for (int r = 0; r < 2 * row_blocks; ++r) {
-    level[r] = row_sum(level[r]);
-    const int i = i0 + row_of_lane(r);
-    if (i >= place.queries) continue;
-    if (grad_lse.data) level[r] -= query_numbers(grad_lse, place)[i];
-    if (lane() % 4 != 0) continue;
-    query_numbers(facts.shift, place)[i] = softmax.shift[r];
-    query_numbers(facts.inverse, place)[i] = softmax.inverse[r];
-    query_numbers(facts.level, place)[i] = level[r];
+    for (int r = 0; r < 2 * row_blocks; ++r) {
+      level[r] = row_sum(level[r]);
+      const int i = i0 + row_of_lane(r);
+      if (i >= place.queries) continue;
+      if (grad_lse.data) level[r] -= query_numbers(grad_lse, place)[i];
+      if (lane() % 4 != 0) continue;
+      query_numbers(facts.shift, place)[i] = softmax.shift[r];
+      query_numbers(facts.inverse, place)[i] = softmax.inverse[r];
+      query_numbers(facts.level, place)[i] = level[r];
+    }
+    if (!grad_q.data) return;
+    __syncthreads();  // until the last tile of the first sweep is read
   }
-  if (!grad_q.data) return;
-  __syncthreads();  // until the last tile of the first sweep is read
-  sweep(std::true_type());
   each(sums, [&](float& x, int, int, int) { x *= problem.scale; });
   store_rows(query_rows<T>(grad_q, place) + i0 * grad_q.row, grad_q.row, place.queries - i0,
              problem.d, sums);

@@ -22,14 +22,14 @@ struct ForwardSizes {
   static constexpr int threads = warps * lanes;
   static constexpr int queries = warps * row_blocks * 16;
   static constexpr int keys = is_fp32 ? (D > 64 ? 16 : 32) : (is_wide || row_blocks == 2 ? 32 : 64);
-  static constexpr bool keeps_queries = on_tensor_cores<T> && D <= 64;
+  static constexpr bool keeps_queries = on_tensor_cores<T> && D <= 32;
   static constexpr int shared_bytes = SharedRows<T, queries, D>::bytes +
                                       SharedRows<T, 2 * keys, D>::bytes +
                                       SharedRows<T, 2 * keys, DV>::bytes;
 };
 
 template <class T, int D, int DV>
-__global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads)
+__global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
     forward(Problem problem, Heads out, SoftmaxRows rows, RowNumbers lse, int blocks) {
   using Sizes = ForwardSizes<T, D, DV>;
   constexpr int row_blocks = Sizes::row_blocks, threads = Sizes::threads, keys = Sizes::keys;
@@ -108,7 +108,9 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads)
     add_product(sums, p, v_tiles.template part<keys>(stage));
     stage ^= 1;
   };
-  each_tile<T>(problem, span, keys, k_rows.in_vectors && v_rows.in_vectors, step);
+  each_tile<T>(
+      problem, span, keys, k_rows.in_vectors && v_rows.in_vectors,
+      [&](int at) { step(std::true_type(), at); }, [&](int at) { step(std::false_type(), at); });
 
   float inverse[2 * row_blocks];
 #pragma unroll

@@ -53,15 +53,45 @@ __device__ inline float tanh_of(float x) {
   return y < 0.1f ? x * near : far;
 }
 
-// The bias of a query and a key that lie in the tensor; -inf where a boolean one hides.
+__device__ inline float as_bias(uint8_t seen) { return seen ? 0 : -infinity(); }
 template <class T>
-__device__ inline float bias_at(const Bias& bias, const Place& place, int query, int key) {
-  const int64_t at =
-      place.batch * bias.batch + place.head * bias.head + query * bias.row + key * bias.key;
-  if (bias.type == BiasType::boolean)
-    return static_cast<const uint8_t*>(bias.data)[at] ? 0 : -infinity();
-  if (bias.type == BiasType::arithmetic) return static_cast<const float*>(bias.data)[at];
-  return float(static_cast<const T*>(bias.data)[at]);
+__device__ inline float as_bias(T x) {
+  return float(x);
+}
+
+// S: how the bias is stored.
+template <class S, Rows rows, int row_blocks, int column_blocks>
+__device__ inline void add_stored_bias(const Bias& bias, const Place& place,
+                                       const Corner<rows>& corner,
+                                       Sums<row_blocks, column_blocks>& s) {
+  const S* all =
+      static_cast<const S*>(bias.data) + place.batch * bias.batch + place.head * bias.head;
+  each(s, [&](float& x, int m, int n, int e) {
+    const int query = corner.query(m, n, e), key = corner.key(m, n, e);
+    const bool is_inside = query < place.queries && key < place.keys;
+    x += is_inside ? as_bias(all[query * bias.row + key * bias.key]) : 0;
+  });
+}
+
+// What there is of the two biases; a boolean one hides by -inf.
+template <class T, Rows rows, int row_blocks, int column_blocks>
+__device__ inline void add_biases(const Bias& bias, const RowNumbers& key_bias, const Place& place,
+                                  const Corner<rows>& corner, Sums<row_blocks, column_blocks>& s) {
+  if (bias.data) {
+    if (bias.type == BiasType::boolean)
+      add_stored_bias<uint8_t>(bias, place, corner, s);
+    else if (std::is_same<T, float>::value || bias.type == BiasType::arithmetic)
+      add_stored_bias<float>(bias, place, corner, s);
+    else
+      add_stored_bias<T>(bias, place, corner, s);
+  }
+  if (key_bias.data) {
+    const float* numbers = key_numbers(key_bias, place);
+    each(s, [&](float& x, int m, int n, int e) {
+      const int key = corner.key(m, n, e);
+      if (key < place.keys) x += numbers[key];
+    });
+  }
 }
 
 // Products q·k become the logits that exp2 wants, hidden ones -inf. at_edge: whether any may be
@@ -81,19 +111,7 @@ __device__ inline void finish_logits(const Problem& problem, const Place& place,
   } else if (!problem.is_plain) {
     each(s, [&](float& x, int, int, int) { x *= problem.magnitude; });
   }
-  if (problem.bias.data)
-    each(s, [&](float& x, int m, int n, int e) {
-      const int query = corner.query(m, n, e), key = corner.key(m, n, e);
-      if (query < place.queries && key < place.keys)
-        x += bias_at<T>(problem.bias, place, query, key);
-    });
-  if (problem.key_bias.data) {
-    const float* numbers = key_numbers(problem.key_bias, place);
-    each(s, [&](float& x, int m, int n, int e) {
-      const int key = corner.key(m, n, e);
-      if (key < place.keys) x += numbers[key];
-    });
-  }
+  add_biases<T>(problem.bias, problem.key_bias, place, corner, s);
   if (at_edge)
     each(s, [&](float& x, int m, int n, int e) {
       const Interval seen = keys_of(problem, place, corner.query(m, n, e));
@@ -139,22 +157,22 @@ struct Softmax {
 
 // ---- Tile after tile ----------------------------------------------------------------------------
 
-// step(is_quick, first row of the tile) for every tile of a span. In those that are quick (only for
-// tensor cores, where it counts) nothing is hidden, products are the logits, and tiles are copied
-// in vectors.
-template <class T, class Step>
+// quick(first row) or general(first row) for every tile of a span. A tile is quick (only on tensor
+// cores, where it counts) where nothing is hidden, products are the logits, and the tensors can be
+// copied in vectors.
+template <class T, class Quick, class General>
 __device__ inline void each_tile(const Problem& problem, const Span& span, int rows,
-                                 bool in_vectors, const Step& step) {
-  int quick_first = span.end, quick_end = span.end;
-  if (on_tensor_cores<T> && problem.is_simple && in_vectors) {
-    quick_first = span.full_first;
-    quick_end = span.full_end;
-  }
-  for (int at = span.first; at < span.end;) {
-    if constexpr (on_tensor_cores<T>)
-      for (; at >= quick_first && at < quick_end; at += rows) step(std::true_type(), at);
-    if (at < span.end) step(std::false_type(), at);
-    at += rows;
+                                 bool in_vectors, const Quick& quick, const General& general) {
+  const bool has_quick = on_tensor_cores<T> && problem.is_simple && in_vectors;
+  const int quick_first = has_quick ? span.full_first : span.end;
+  const int quick_end = has_quick ? span.full_end : span.end;
+  for (int at = span.first; at < span.end; at += rows) {
+    if constexpr (on_tensor_cores<T>) {
+      if (at == quick_first)
+        for (; at < quick_end; at += rows) quick(at);
+      if (at >= span.end) break;
+    }
+    general(at);
   }
 }
 
@@ -187,30 +205,34 @@ struct PhiloxWords {
 };
 
 // apply(m, n, e, Z) for a lane's elements x[m][n][e] of a tile, Z being 0 where a key is dropped
-// and 1/(1 - p) where it is kept.
+// and 1/(1 - p) where it is kept. First all bits, in a loop that is not unrolled, because ten
+// rounds are long.
 template <int row_blocks, int column_blocks, Rows rows, class Apply>
 __device__ inline void each_dropout(const Problem& problem, const Place& place,
                                     const Corner<rows>& corner, const Apply& apply) {
+  constexpr int elements = 4 * row_blocks * column_blocks;
+  static_assert(elements <= 64, "a bit for every element");
+  // Keys in neighbouring columns are two of the same four.
+  constexpr int drawn = rows == Rows::queries ? 2 : 1;
   const uint64_t seed = uint64_t(*problem.seed);
   const uint32_t head = uint32_t(place.batch * problem.H + place.head);
-  const auto factor = [&](const PhiloxWords& words, int key) {
-    return words.word(key % 4) >= problem.dropped_below ? problem.kept : 0.f;
-  };
+  uint64_t kept = 0;
+#pragma unroll 1
+  for (int i = 0; i < elements; i += drawn) {
+    const int m = i / (4 * column_blocks), n = i / 4 % column_blocks, e = i % 4;
+    const int key = corner.key(m, n, e);
+    const PhiloxWords words(seed, corner.query(m, n, e), key / 4, head);
+#pragma unroll
+    for (int word = 0; word < drawn; ++word)
+      kept |= uint64_t(words.word((key + word) % 4) >= problem.dropped_below) << (i + word);
+  }
 #pragma unroll
   for (int m = 0; m < row_blocks; ++m)
 #pragma unroll
     for (int n = 0; n < column_blocks; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const int key = corner.key(m, n, e);
-        const PhiloxWords words(seed, corner.query(m, n, e), key / 4, head);
-        apply(m, n, e, factor(words, key));
-        if (rows == Rows::queries)  // the next key is of the same four
-          apply(m, n, e + 1, factor(words, key + 1));
-        else
-          apply(m, n, e + 1,
-                factor(PhiloxWords(seed, corner.query(m, n, e + 1), key / 4, head), key));
-      }
+      for (int e = 0; e < 4; ++e)
+        apply(m, n, e, kept >> (4 * (m * column_blocks + n) + e) & 1 ? problem.kept : 0.f);
 }
 
 }  // namespace attention

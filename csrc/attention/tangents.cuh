@@ -160,18 +160,7 @@ __device__ inline void finish_tangents(const Problem& problem, const Directions&
     slope.x[m][n][e] = 1 - tanh * tanh;
     x *= slope.x[m][n][e];
   });
-  if (along.bias.data)
-    each(t, [&](float& x, int m, int n, int e) {
-      const int query = corner.query(m, n, e), key = corner.key(m, n, e);
-      if (query < place.queries && key < place.keys) x += bias_at<T>(along.bias, place, query, key);
-    });
-  if (along.key_bias.data) {
-    const float* numbers = key_numbers(along.key_bias, place);
-    each(t, [&](float& x, int m, int n, int e) {
-      const int key = corner.key(m, n, e);
-      if (key < place.keys) x += numbers[key];
-    });
-  }
+  add_biases<T>(along.bias, along.key_bias, place, corner, t);
 }
 
 }  // namespace attention

@@ -99,7 +99,10 @@ def runtime(folder=RUNTIME):
     sources = sorted(folder.glob("*.cpp"))
     text = b"".join(p.name.encode() + p.read_bytes() for p in sorted(folder.glob("*.[hc]*")))
     key = _key(text, *_FLAGS, *_RUNTIME_FLAGS, _machine())
-    path = _compile(key, [*_RUNTIME_FLAGS, *map(str, sources)], "runtime")
+    # Kernels name it by its soname, not by its path: the folder may move, and two runtimes can live
+    # in one process.
+    soname = f"-Wl,-soname,runtime-{key}.so"
+    path = _compile(key, [*_RUNTIME_FLAGS, soname, *map(str, sources)], "runtime")
     return ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW), key, path
 
 
@@ -112,7 +115,6 @@ def kernel(cpp, folder=RUNTIME):
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "kernel.cpp"
             source.write_text(cpp)
-            # Linked to its runtime by path, so that two runtimes can live in one process.
             arguments = [*_KERNEL_FLAGS, f"-I{folder}", str(source), str(runtime_path)]
             path = _compile(key, arguments, "kernel")
     return ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)

@@ -1,13 +1,16 @@
 """Gathers the facts of the report as plain values. A part that this machine can't make is a
 sentence that says why, under "missing"."""
 
+import contextlib
 import platform
 
 import torch
 
 import genkern
+from genkern import ptx
 from genkern.backend import has_cuda
 from genkern.ops import _triton
+from genkern.ptx import shipped
 from genkern.static import calls, cubins, peer, rooflines, tools, triton_kernels
 from genkern.static.hardware import LIMITS, occupancy
 
@@ -63,11 +66,9 @@ def _calls(of_calls):
     """Each call with what it launches on the CUDA backend, and the least that it has to do."""
     if not has_cuda():
         raise RuntimeError("the CUDA half was not built: `genkern info` says why")
-    from genkern.ptx import recording
-
     rows = []
     for call in of_calls:
-        launches, inputs, results = calls.step_under("cuda", call, recording)
+        launches, inputs, results = calls.step_under("cuda", call, _recording)
         names = tools.demangled(launch.kernel for launch in launches)
         row = {"call": call.name, "operations": call.operations}
         row["triton_launches"] = _count_triton(call)
@@ -86,6 +87,13 @@ def _calls(of_calls):
         row["bounds"] = {target: list(bound) for target, bound in found.items()}
         rows.append(row)
     return rows
+
+
+@contextlib.contextmanager
+def _recording():
+    """CUDA's launches; a pass that CUDA lacks goes to Triton, and is not launched either."""
+    with _triton.recording("sm_80"), ptx.recording() as launches:
+        yield launches
 
 
 def _count_triton(call):
@@ -148,11 +156,11 @@ def _bytes(of_calls):
     """What the kernels move in global memory as the executor counts it, beside the least."""
     if not has_cuda():
         raise RuntimeError("the CUDA half was not built: `genkern info` says why")
-    from genkern.ptx import executing
-
     rows = []
     for call in of_calls:
-        launches, inputs, results = calls.step_under("cuda", call, executing)
+        launches, inputs, results = calls.step_under("cuda", call, ptx.executing)
+        if not launches or any(launch.kernel not in shipped.kernels() for launch in launches):
+            continue  # a pass that CUDA lacks
         rows.append(
             {
                 "call": call.name,

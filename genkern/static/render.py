@@ -71,7 +71,12 @@ def render(facts):
     parts = [INTRODUCTION.format(versions=versions)]
     kernels = [*facts.get("cuda", []), *facts.get("triton", [])]
     if kernels:
-        parts += [_spills(kernels), RESOURCES, _of_kernels(kernels, targets, _resources)]
+        parts += [
+            _spills(kernels),
+            _too_large(kernels),
+            RESOURCES,
+            _of_kernels(kernels, targets, _resources),
+        ]
         parts += [LOOPS, _of_kernels(kernels, targets, _instructions)]
     if "ptx" in facts:
         sizes = ", ".join(f"{file} {size / 1e3:.0f} kB" for file, size in facts["ptx"].items())
@@ -100,6 +105,18 @@ def _spills(kernels):
     if spilling:
         return f"Kernels that spill: {', '.join(spilling)}.\n"
     return f"No kernel spills: {len(kernels)} of {backends}, every kernel and target below.\n"
+
+
+def _too_large(kernels):
+    """Of the shared memory of a block that a target allows."""
+    too_large = sorted(
+        f"{kernel['kernel']} ({kernel['target']})"
+        for kernel in kernels
+        if "occupancy" in kernel and not kernel["occupancy"]["blocks"]
+    )
+    if too_large:
+        return f"Kernels that need more than a target has, so cannot run: {', '.join(too_large)}.\n"
+    return "Every one that a call below launches fits on its target.\n"
 
 
 def _of_kernels(kernels, targets, cell):

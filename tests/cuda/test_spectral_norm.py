@@ -1,7 +1,9 @@
 """Spectral normalization in CUDA: the kernels' PTX, executed, against the reference in fp64."""
 
+import contextlib
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -13,8 +15,12 @@ from torch import nn
 import genkern
 from genkern import ptx
 from genkern.ops.spectral_norm import cuda, op, reference
+from genkern.ptx import shipped
 
 FLOOR = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+HAS_GPU = torch.cuda.is_available()  # then they run there
+DEVICE = "cuda" if HAS_GPU else "cpu"
+no_gpu = pytest.mark.skipif(HAS_GPU, reason="for the executor")
 every_order = pytest.mark.parametrize("order", reference.ORDERS)
 every_dtype = pytest.mark.parametrize("dtype", FLOOR, ids=lambda d: str(d).removeprefix("torch."))
 
@@ -34,7 +40,7 @@ def split(dtype):
 
 def guarded(x, offset=8):
     """The same in the same strides, in the midst of NaN, `offset` elements into its memory."""
-    memory = torch.full((x.numel() + 2 * offset,), math.nan, dtype=x.dtype)
+    memory = torch.full((x.numel() + 2 * offset,), math.nan, dtype=x.dtype, device=DEVICE)
     return memory.as_strided(x.shape, torch.empty_like(x).stride(), offset).copy_(x)
 
 
@@ -58,16 +64,15 @@ def network(shapes, dtype=torch.float64, offset=8, vectors_dtype=None):
 
 
 def cotangents_of(weights):
-    return [torch.randn(w.shape).double() for w in weights], torch.randn(len(weights)).double()
+    of_weights = [torch.randn(w.shape).double().to(DEVICE) for w in weights]
+    return of_weights, torch.randn(len(weights)).double().to(DEVICE)
 
 
-def run(weights, us, vs, dims, cotangents=None, backend="cuda", schedule="sequential", **options):
-    """([Ŵ of all, u of all, v of all, σ], gradients) by the backend that was asked for."""
-    with (
-        ptx.executing(schedule),
-        genkern.use_backend(backend),
-        genkern.explain() as log,
-    ):
+def run(weights, us, vs, dims, cotangents=None, backend="cuda", executor=None, **options):
+    """([Ŵ of all, u of all, v of all, σ], gradients) by the backend that was asked for. executor:
+    arguments of `ptx.executing`."""
+    executing = contextlib.nullcontext() if HAS_GPU else ptx.executing(**(executor or {}))
+    with executing, genkern.use_backend(backend), genkern.explain() as log:
         call = op.spectral_norm(weights, us, vs, dims, **options)
         grads = []
         if cotangents is not None:
@@ -91,10 +96,10 @@ def exactly(weights, us, vs, dims, cotangents, **options):
     return run(wide, us, vs, dims, cotangents, backend="reference", **options)
 
 
-def assert_exact(arguments, cotangents, schedule="sequential", **options):
+def assert_exact(arguments, cotangents, executor=None, **options):
     """At most 1.25 times the error of eager PyTorch in the same dtype, above the dtype's floor."""
     dtype = arguments[0][0].dtype
-    got, grads = run(*arguments, cotangents, schedule=schedule, **options)
+    got, grads = run(*arguments, cotangents, executor=executor, **options)
     eager, eager_grads = run(*arguments, cotangents, backend="reference", **options)
     exact, exact_grads = exactly(*arguments, cotangents, **options)
     # The terms of a gradient cancel, to nothing where W is 1×1.
@@ -137,7 +142,7 @@ def test_exact(dtype, order, schedule, offset, poisoned):
     arguments = network(shapes, dtype, offset)
     iterations = [(0, 1, 3)[i % 3] for i in range(len(shapes))]
     cotangents = cotangents_of(arguments[0])
-    options = {"n_power_iterations": iterations, "order": order, "schedule": schedule}
+    options = {"n_power_iterations": iterations, "order": order, "executor": {"schedule": schedule}}
     assert_exact(arguments, cotangents, **options)
 
 
@@ -151,7 +156,7 @@ def test_exact_on_the_whole_grid(dtype, order, n, offset, poisoned):
     shapes = [*TINY, *PACKED, *EMPTY, *split(dtype), *large, ((2, 3, 4, 5), 2)]
     arguments = network(shapes, dtype, offset)
     cotangents = cotangents_of(arguments[0])
-    assert_exact(arguments, cotangents, n_power_iterations=n, order=order, schedule=n)
+    assert_exact(arguments, cotangents, n_power_iterations=n, order=order, executor={"schedule": n})
 
 
 def test_a_very_large_weight(poisoned):
@@ -166,7 +171,9 @@ def test_a_layer_is_what_it_is_alone():
     shapes = TINY[:3] + split(torch.float32)[:1]
     weights, us, vs, dims = network(shapes, torch.float32)
     iterations, count = [0, 1, 3, 1], 4
-    together, _ = run(weights, us, vs, dims, n_power_iterations=iterations, schedule=5)
+    together, _ = run(
+        weights, us, vs, dims, n_power_iterations=iterations, executor={"schedule": 5}
+    )
     for i, n in enumerate(iterations):
         alone, _ = run([weights[i]], [us[i]], [vs[i]], [dims[i]], n_power_iterations=n)
         for got, kind in zip(alone[:3], (0, count, 2 * count), strict=True):
@@ -217,6 +224,7 @@ def test_large_eps(order, eps):
 # ---- Launches -----------------------------------------------------------------------------------
 
 
+@no_gpu
 @pytest.mark.parametrize("copies", [1, 40])
 @pytest.mark.parametrize(("iterations", "count"), [(0, 2), (1, 3), (3, 7)])
 def test_launches(iterations, count, copies):
@@ -231,6 +239,7 @@ def test_launches(iterations, count, copies):
     assert len(launches) == count + 2
 
 
+@no_gpu
 def test_large_layers_are_split_over_blocks():
     weights, us, vs, dims = network([((256, 2304), 0)], torch.float32)
     with genkern.use_backend("cuda"), ptx.recording() as launches:
@@ -306,7 +315,7 @@ def test_any_shape_in_any_memory(
     other = weights[0].detach().permute(outwards).contiguous().permute(back)
     weights[0] = guarded(other, offset).requires_grad_()
     cotangents = cotangents_of(weights)
-    options = {"n_power_iterations": n, "order": order, "schedule": schedule}
+    options = {"n_power_iterations": n, "order": order, "executor": {"schedule": schedule}}
     assert_exact((weights, us, vs, dims), cotangents, **options)
 
 
@@ -339,13 +348,6 @@ def test_update(dtype, vectors, order, poisoned):
 # ---- Autograd -----------------------------------------------------------------------------------
 
 SMALL = [((3, 2), 0), ((2, 2, 2), 1)]
-
-
-@pytest.fixture
-def on_cuda():
-    """Every op of the test is asked of CUDA; gives the log of who ran."""
-    with ptx.executing(), genkern.use_backend("cuda"), genkern.explain() as log:
-        yield log
 
 
 def test_missing_cotangents(on_cuda):
@@ -408,18 +410,20 @@ def test_a_normalised_model(on_cuda):
         nn.Conv2d(2, 6, 3), nn.ConvTranspose2d(6, 9, 3), nn.Flatten(), nn.Linear(225, 80)
     )
     with genkern.use_backend("reference"):  # the iterations of the beginning
-        model = genkern.spectral_norm(model.double(), recurse=True)
+        model = genkern.spectral_norm(model.double().to(DEVICE), recurse=True)
         other = copy.deepcopy(model)
     on_cuda.clear()
+
+    image = torch.ones(1, 2, 5, 5).double().to(DEVICE)
 
     def steps(model):
         found = []
         for _ in range(2):
-            model(torch.ones(1, 2, 5, 5).double()).square().sum().backward()
+            model(image).square().sum().backward()
             found += [p.grad.clone() for p in model.parameters()]
         model.eval()
         buffers = [b.clone() for b in model.buffers()]
-        found.append(model(torch.ones(1, 2, 5, 5).double()))
+        found.append(model(image))
         assert all(torch.equal(b, old) for b, old in zip(model.buffers(), buffers, strict=True))
         return found + buffers
 
@@ -432,3 +436,61 @@ def test_a_normalised_model(on_cuda):
         expected = steps(other)
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e)
+
+
+# ---- Broken kernels -----------------------------------------------------------------------------
+
+
+def broken(name, pattern, replacement, number):
+    """What `ptx.executing` is given to run the fp32 kernel of that name with one place of its PTX
+    changed, and the numbers of the places that could be."""
+    kernel = next(k for k in shipped.kernels() if f"{name}IfE" in k)
+    text = shipped.text_of(kernel)
+    start = text.index(f".entry {kernel}")
+    end = text.index("\n}", start)
+    places = list(re.compile(pattern).finditer(text, start, end))
+    if number >= len(places):
+        pytest.skip("the kernel has no such place")
+    at = places[number]
+    module = ptx.Module(text[: at.start()] + at.expand(replacement) + text[at.end() :])
+    return lambda wanted: module if wanted == kernel else shipped.module_of(wanted)
+
+
+every = [*range(8)]
+breakages = [
+    ("spectral_norm_product", r"bar\.sync[^;]*;", "", every),
+    ("spectral_norm_product", r"(membar\.gl|fence\.\S+);", "", [0]),
+    ("spectral_norm_product", r"(atom\S*\.add\.u32\s[^;]*), 1;", r"\1, 2;", [0]),
+    ("spectral_norm_product", r"(shfl\S*\s[^;]*), 16, ", r"\1, 8, ", every),
+    (
+        "spectral_norm_product",
+        r"fma\.rn\.f32 (\S+), (\S+), (\S+), (\S+);",
+        r"mul.rn.f32 \1, \2, \3;",
+        every,
+    ),
+    ("spectral_norm_write", r"div\.rn\.f32 (\S+), (\S+), (\S+);", r"mul.rn.f32 \1, \2, \3;", every),
+    ("spectral_norm_inner_product", r"bar\.sync[^;]*;", "", [0]),
+    ("spectral_norm_inner_product", r"add\.f64 (\S+), (\S+), (\S+);", r"mov.f64 \1, \2;", every),
+    (
+        "spectral_norm_gradient",
+        r"fma\.rn\.f32 (\S+), (\S+), (\S+), (\S+);",
+        r"mul.rn.f32 \1, \2, \3;",
+        every,
+    ),
+]
+
+
+@no_gpu
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("name", "pattern", "replacement", "number"),
+    [(*breakage[:3], number) for breakage in breakages for number in breakage[3]],
+)
+def test_a_broken_kernel_is_seen(name, pattern, replacement, number, poisoned):
+    module_of = broken(name, pattern, replacement, number)
+    shapes = TINY + PACKED + split(torch.float32)
+    arguments = network(shapes, torch.float32)
+    cotangents = cotangents_of(arguments[0])
+    n = [(1, 0, 2)[i % 3] for i in range(len(shapes))]
+    with pytest.raises((ptx.ExecutionError, AssertionError)):
+        assert_exact(arguments, cotangents, n_power_iterations=n, executor={"module_of": module_of})

@@ -14,6 +14,8 @@ import ptx_exact as exact
 from genkern import ptx
 
 THREADS = 128
+# Further arguments of every `Module` that the tests make: how the mutations get in.
+MODULE_OPTIONS = {}
 _SIZES = {"pred": 1, "b16": 16, "b32": 32, "b64": 64}
 
 
@@ -55,7 +57,11 @@ def draws(kind, count, rng):
                 exponent = (0 - form.least + 1) + rng.randrange(-form.digits, form.digits)
                 exponent = min(max(exponent, 1), form.greatest - form.least)
                 bits = rng.getrandbits(1) << (form.bits - 1) | exponent << form.mantissa
-                found.append(bits | rng.getrandbits(form.mantissa))
+                mantissa = rng.getrandbits(form.mantissa)
+                if rng.random() < 0.4:  # halfway between two numbers of a shorter format
+                    short = rng.choice([s for s in (1, 4, 12, 15, 28, 41, 44) if s < form.mantissa])
+                    mantissa = mantissa >> short << short
+                found.append(bits | mantissa)
         rng.shuffle(found)
         return found
     bits = int(kind)
@@ -124,10 +130,10 @@ def operands_of(cases, seed=0):
         case.rows = list(zip(*columns, strict=True))
 
 
-def mismatches(cases, **module_options):
+def mismatches(cases):
     """Texts about every case whose results are not the expected ones."""
     operands_of(cases)
-    module = ptx.Module(kernel_of(cases), **module_options)
+    module = ptx.Module(kernel_of(cases), **MODULE_OPTIONS)
     count = sum(len(case.operands) for case in cases)
     inputs = np.zeros((count, THREADS), np.uint64)
     at = 0
@@ -201,9 +207,8 @@ ret;
 
 def run(body, *arrays, grid=1, block=32, shared="", target="sm_100", **options):
     """Runs `kernel_text`; arrays are its parameters. Returns the `Result`."""
-    text = kernel_text(body, len(arrays), shared, target)
-    module_options = {name: options.pop(name) for name in ("table", "runtime") if name in options}
-    return ptx.Module(text, **module_options).launch("k", grid, block, list(arrays), **options)
+    module = ptx.Module(kernel_text(body, len(arrays), shared, target), **MODULE_OPTIONS)
+    return module.launch("k", grid, block, list(arrays), **options)
 
 
 def own(base, size, register="%rd10"):

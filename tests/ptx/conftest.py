@@ -22,5 +22,8 @@ for _name in (
     "float_cases",
     "half_cases",
     "conversion_cases",
+    "test_warps",
+    "test_tensor_cores",
+    "test_mistakes",
 ):
     _load(_name)

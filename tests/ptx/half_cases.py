@@ -112,7 +112,16 @@ def _flushed_f16():
     return Case("add.ftz.f16 {d}, {a}, {b}", "b16", ("b16", "b16"), ("f16", "f16"), expected, "f16")
 
 
+def _halfway():
+    """fma.rn.bf16 where the product lies halfway and only a tiny addend says which way."""
+    (case,) = arithmetic("fma", 3, _fused, "bf16", (".rn",))
+    tiny = [0x0D80, 0x8D80, 0x0001, 0x8001, 0x1234]
+    case.kinds = ([0x3F81, 0x3F83, 0xBF81, 0xBF85], [0x3FC0], tiny)
+    return case
+
+
 CASES = [
+    _halfway(),
     *(case for case, _ in _SINGLE),
     *(paired(case, name) for case, name in _SINGLE),
     _flushed_f16(),

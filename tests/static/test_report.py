@@ -9,7 +9,7 @@ from genkern import cli
 from genkern.backend import has_cuda
 from genkern.ops import _triton
 from genkern.static import calls, cubins, gather, peer, render, rooflines
-from genkern.static.hardware import BOARDS
+from genkern.static.hardware import BOARDS, LIMITS
 
 
 def loop(tensor, memory, rest, is_loop=True):
@@ -116,6 +116,13 @@ def test_spills_are_said_first_and_in_their_cells():
     assert "Kernels that spill: heavy (sm_90)." in text and "**spills 24**" in text
 
 
+def test_what_does_not_fit_is_said_first():
+    none = {"blocks": 0, "warps": 0, "share": 0.0, "limited_by": "shared memory"}
+    text = render.render(facts(cuda=[row("large", "sm_80", **{**KNOWN, "occupancy": none})]))
+    assert "Kernels that need more than a target has, so cannot run: large (sm_80)." in text
+    assert "fits on its target" in render.render(facts(cuda=[row("small", "sm_80", **KNOWN)]))
+
+
 def test_a_kernel_without_a_loop_stands_in_parentheses():
     text = render.render(facts(cuda=[row("flat", "sm_80", loop=loop(0, 4, 60, False))]))
     assert "(0 / 4 / 60)" in text
@@ -172,6 +179,21 @@ def test_launches_of_a_call_on_cuda():
     (launch,) = row["launches"]
     assert "backward" in launch["kernel"] and launch["threads"] >= 32
     assert row["least_bytes"] == 2 * 10 * 64 * 4
+
+
+@pytest.mark.skipif(not has_cuda(), reason="the CUDA half was not built: `genkern info` says why")
+def test_every_launch_fits_on_every_target():
+    """Dynamic shared memory alone: what is static, only the compiler knows."""
+    least = min(limits.shared_of_block for name, limits in LIMITS.items() if name != "sm_75")
+    for of_call in gather._calls(calls.all_calls()):
+        for launch in of_call["launches"]:
+            most = (
+                least
+                if of_call["call"].startswith("attention")
+                else LIMITS["sm_75"].shared_of_block
+            )
+            assert launch["dynamic_bytes"] <= most, (of_call["call"], launch)
+            assert launch["threads"] <= 1024
 
 
 # ---- The peer -----------------------------------------------------------------------------------
