@@ -157,8 +157,10 @@ __device__ double factor_of(const Problem& problem, const ItemArray& item, int64
 
 // ---- Kernels ------------------------------------------------------------------------------------
 
+// Four blocks at once are enough here, and ptxas would rather spill for the sake of more.
+
 template <class T>
-__global__ void __launch_bounds__(list_threads)
+__global__ void __launch_bounds__(list_threads, 4)
     sample_norms_forward_kernel(Problem problem, const __grid_constant__ List<ItemArray> list,
                                 bool has_mean_of_nothing, Acc<T>* value) {
   using A = Acc<T>;
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(list_threads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(list_threads)
+__global__ void __launch_bounds__(list_threads, 4)
     sample_norms_backward_kernel(Problem problem, const __grid_constant__ List<ItemArray> list,
                                  const Acc<T>* grad_value) {
   using A = Acc<T>;
