@@ -1,70 +1,76 @@
 """Which memory a kernel may touch, learnt from the tensors whose addresses its op asked for."""
 
+import contextlib
+
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-# What these give, kernels may write.
-_ALLOCATIONS = {
-    "aten::empty",
-    "aten::empty_like",
-    "aten::empty_strided",
-    "aten::new_empty",
-    "aten::new_empty_strided",
-    "aten::zeros",
-    "aten::zeros_like",
-    "aten::new_zeros",
-}
+# What these give, kernels may write. torch.frombuffer lends the memory of spectral_norm's outputs.
+_ALLOCATIONS = (
+    (torch, "empty"),
+    (torch, "empty_like"),
+    (torch, "empty_strided"),
+    (torch, "zeros"),
+    (torch, "zeros_like"),
+    (torch, "frombuffer"),
+    (torch.Tensor, "new_empty"),
+    (torch.Tensor, "new_empty_strided"),
+    (torch.Tensor, "new_zeros"),
+)
 
 
-class WatchedMemory(TorchDispatchMode):
+class WatchedMemory(contextlib.ExitStack):
     """Inside the `with`, `buffers()` are the elements of every tensor whose data_ptr() was called:
     writable where torch.empty and the like gave them inside too, or where an op announced its
     write by increment_version, else write-protected."""
 
     def __init__(self):
         super().__init__()
-        self._asked_for = []  # held, so that no address is used twice
-        self._allocated = []
+        self._held = []  # so that no address is used twice
         self._writable = set()  # addresses of storages
         self._buffers = {}
 
     def __enter__(self):
-        data_ptr = torch.Tensor.data_ptr
-        self._frombuffer, self._increment = torch.frombuffer, torch.autograd.graph.increment_version
+        # By name and not by a mode of torch's dispatcher, which custom ops switch off.
+        for owner, name in _ALLOCATIONS:
+            self._replace(owner, name, self._allocating)
+        self._replace(torch.autograd.graph, "increment_version", self._announcing)
+        self._replace(torch.Tensor, "data_ptr", self._asking)
+        return super().__enter__()
 
-        def watching(tensor):
-            self.add(tensor)
-            return data_ptr(tensor)
+    def _replace(self, owner, name, watched):
+        inherited = name not in vars(owner)
+        before = getattr(owner, name)
+        setattr(owner, name, watched(before))
+        self.callback(*((delattr, owner, name) if inherited else (setattr, owner, name, before)))
 
-        def lent(*args, **kwargs):  # the memory of genkern.spectral_norm's outputs
-            tensor = self._frombuffer(*args, **kwargs)
+    def _allocating(self, allocate):
+        def allocating(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
             self._allow_writes(tensor)
             return tensor
 
-        def announced(tensors):
+        return allocating
+
+    def _announcing(self, increment):
+        def announcing(tensors):
             for tensor in (tensors,) if isinstance(tensors, torch.Tensor) else tensors:
                 self._allow_writes(tensor)
-            self._increment(tensors)
+            increment(tensors)
 
-        torch.Tensor.data_ptr = watching
-        torch.frombuffer, torch.autograd.graph.increment_version = lent, announced
-        return super().__enter__()
+        return announcing
 
-    def __exit__(self, *error):
-        del torch.Tensor.data_ptr  # the base class's own is seen again
-        torch.frombuffer = self._frombuffer
-        torch.autograd.graph.increment_version = self._increment
-        return super().__exit__(*error)
+    def _asking(self, data_ptr):
+        def asking(tensor):
+            self.add(tensor)
+            return data_ptr(tensor)
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function.name().split(".")[0] in _ALLOCATIONS:
-            self._allow_writes(result)
-        return result
+        return asking
 
     def _allow_writes(self, tensor):
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta:
+            return  # it has no memory
         storage = tensor.untyped_storage()
-        self._allocated.append(storage)
+        self._held.append(storage)
         self._writable.add(storage.data_ptr())
 
     def add(self, tensor):
@@ -75,7 +81,7 @@ class WatchedMemory(TorchDispatchMode):
         last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         key = start, (last + 1) * tensor.element_size()
         if key not in self._buffers:
-            self._asked_for.append(tensor.detach())
+            self._held.append(tensor.detach())
             name = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
             self._buffers[key] = storage.data_ptr(), name
 
