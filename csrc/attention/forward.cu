@@ -17,11 +17,14 @@ namespace attention {
 template <class T, int D, int DV>
 struct ForwardSizes {
   static constexpr bool is_fp32 = !on_tensor_cores<T>, is_wide = D > 128;
-  static constexpr int row_blocks = DV <= 64 || (is_fp32 && D <= 64) ? 2 : 1;
-  static constexpr int warps = is_wide ? (is_fp32 ? 2 : 4) : row_blocks == 2 || is_fp32 ? 4 : 8;
+  static constexpr int row_blocks = is_fp32 && D <= 64 ? 2 : 1;
+  static constexpr int warps = is_wide ? (is_fp32 ? 2 : 4) : is_fp32 ? 4 : 8;
   static constexpr int threads = warps * lanes;
   static constexpr int queries = warps * row_blocks * 16;
-  static constexpr int keys = is_fp32 ? (D > 64 ? 16 : 32) : (is_wide || row_blocks == 2 ? 32 : 64);
+  static constexpr int keys = is_fp32             ? (D > 64 ? 16 : 32)
+                              : is_wide           ? 32
+                              : D > 64 || DV > 64 ? 64
+                                                  : 96;
   static constexpr bool keeps_queries = on_tensor_cores<T> && D <= 32;
   static constexpr int shared_bytes = SharedRows<T, queries, D>::bytes +
                                       SharedRows<T, 2 * keys, D>::bytes +

@@ -5,7 +5,7 @@
 // where it lies.
 #pragma once
 
-#include "tiles.cuh"
+#include "products.cuh"
 
 namespace genkern {
 namespace cuda {

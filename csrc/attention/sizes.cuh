@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../common/launch.cuh"
-#include "tiles.cuh"
+#include "products.cuh"
 
 namespace genkern {
 namespace cuda {
