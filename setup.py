@@ -206,7 +206,6 @@ def stable_pybind11(folder):
 
 def code_for(archs):
     """nvcc's options for machine code of each, and for PTX of the newest."""
-    archs = archs or [PTX_ARCH]
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     return " ".join([*code, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"])
 
@@ -252,29 +251,39 @@ def write_ninja(plan, folder, target):
                 compile_cxx(source, out, [*chosen, *plan.openmp, *have])
 
         if plan.nvcc:
+            nvcc = f"{plan.nvcc} -ccbin {plan.cxx[-1]} {' '.join([*CUDA_FLAGS, *include, *have])}"
+            # nvcc keeps the PTX that is on its way to an object; where the one that is shipped is
+            # not among it, it is made beside.
             n.rule(
                 "cuda",
-                f"{plan.nvcc} -ccbin {plan.cxx[-1]} {' '.join(CUDA_FLAGS)} $generate "
-                f"{' '.join(include + have)} -MD -MF $out.d -c $in -o $out",
+                f"mkdir -p $out.kept && {nvcc} $generate --keep --keep-dir $out.kept "
+                f"-MD -MF $out.d -c $in -o $out",
                 depfile="$out.d",
                 deps="gcc",
                 description="CUDA $out",
             )
             n.rule(
                 "ptx",
-                f"{plan.nvcc} -ccbin {plan.cxx[-1]} {' '.join(CUDA_FLAGS)} "
-                f"-arch=compute_{PTX_ARCH} {' '.join(include + have)} "
-                f"-MD -MF $out.d -ptx $in -o $out",
+                f"{nvcc} -arch=compute_{PTX_ARCH} -MD -MF $out.d -ptx $in -o $out",
                 depfile="$out.d",
                 deps="gcc",
                 description="PTX $out",
             )
+            n.rule("copy", "cp $in $out", description="PTX $out")
             for source in sorted(CSRC.glob("*/*.cu")):
-                out = f"{source.parent.name}/{source.stem}.cu.o"
-                archs = [a for a in plan.archs if int(a) >= OLDEST_ARCH.get(source.parent.name, 0)]
-                n.build(out, "cuda", str(source), variables={"generate": code_for(archs)})
+                op, name = source.parent.name, source.stem
+                out, ptx = f"{op}/{name}.cu.o", f"ptx/{op}.{name}.ptx"
+                archs = [a for a in plan.archs if int(a) >= OLDEST_ARCH.get(op, 0)] or [PTX_ARCH]
+                code = {"generate": code_for(archs)}
                 objects.append(out)
-                n.build(f"ptx/{source.parent.name}.{source.stem}.ptx", "ptx", str(source))
+                if PTX_ARCH in archs:
+                    suffix = f".compute_{PTX_ARCH}.ptx" if len(archs) > 1 else ".ptx"
+                    kept = f"{out}.kept/{name}{suffix}"
+                    n.build(out, "cuda", str(source), implicit_outputs=kept, variables=code)
+                    n.build(ptx, "copy", kept)
+                else:
+                    n.build(out, "cuda", str(source), variables=code)
+                    n.build(ptx, "ptx", str(source))
             # nvcc links, because it knows where its own runtime library is. What registers kernels
             # goes through csrc/common/launch.cpp, which keeps their names.
             openmp = "-Xcompiler=-fopenmp" if plan.openmp else ""

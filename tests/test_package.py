@@ -18,7 +18,7 @@ import genkern
 from genkern import _native, info, losses
 from genkern._native import native
 from genkern.backend import has_cuda
-from genkern.ops.losses.form import Form
+from genkern.ops.differences import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -147,9 +147,11 @@ def test_cuda_half_is_built_or_says_why_not():
 @pytest.mark.skipif(not has_cuda(), reason="built without CUDA: `genkern info` says why")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_a_launch_without_a_driver_is_an_error_not_a_crash():
-    form, no_logits = Form("relu").native(), (0, 0, -1, 0, 0, 0)
-    with pytest.raises(RuntimeError, match="adversarial_forward_cuda: the CUDA launch of"):
-        native.adversarial_forward_cuda(form, 0, 1.0, no_logits, 0, 0, 0, 0)
+    x = torch.zeros(4)
+    pairs = [(x.data_ptr(), x.data_ptr(), 4, 1.0, 0, 0)]
+    said = "differences_forward_cuda: the CUDA launch of .*genkern::cuda::.*kernel<float>.*: "
+    with pytest.raises(RuntimeError, match=said):
+        cuda.forward(0, pairs, x)
 
 
 # ---- genkern info -------------------------------------------------------------------------------
