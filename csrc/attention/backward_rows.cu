@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads, 1)
       query_numbers(facts.level, place)[i] = level[r];
     }
     if (!grad_q.data) return;
-    __syncthreads();  // until the last tile of the first sweep is read
+    // The second sweep begins in the stage that nobody reads any more.
   }
   each(sums, [&](float& x, int, int, int) { x *= problem.scale; });
   store_rows(query_rows<T>(grad_q, place) + i0 * grad_q.row, grad_q.row, place.queries - i0,
