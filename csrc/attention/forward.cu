@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
       highest[r] = row_max(shift[r]);
       // Where nothing was seen yet: not -inf - -inf.
       shift[r] = highest[r] == -infinity() ? 0 : highest[r] * problem.exponent;
-      shrink[r] = exp2_approximate(fmaf(before, problem.exponent, -shift[r]));
+      // From the very number that was taken off before, rounded: not a product inside of an fma.
+      shrink[r] = exp2_approximate(__fmul_rn(before, problem.exponent) - shift[r]);
       total[r] *= shrink[r];
     }
     each(p, [&](float& x, int m, int, int e) {
