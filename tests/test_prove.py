@@ -29,7 +29,8 @@ def few(monkeypatch):
 
 
 def prove(*arguments):
-    return cli.main(["prove", *arguments])
+    """In this process, which knows the workloads of `few`."""
+    return cli.main(["prove", "--jobs", "1", *arguments])
 
 
 @pytest.mark.parametrize(

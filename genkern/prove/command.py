@@ -1,7 +1,8 @@
 """`genkern prove`: the table."""
 
-import contextlib
+import json
 import multiprocessing
+import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,10 @@ def add_prove_parser(commands):
     )
     parser.add_argument("--all", action="store_true", help="the whole grid, which takes long")
     parser.add_argument("--backend", choices=BACKENDS, help="only this one's kernels")
+    parser.add_argument(
+        "--jobs", type=int, default=min(4, os.cpu_count() or 1), help="so many processes at once"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     parser.set_defaults(func=run)
 
 
@@ -34,8 +39,9 @@ def run(args):
         return 1
     print(HEADER)
     chosen = workloads.everything() if args.all else workloads.quick()
-    failed, launched = [], {backend: [] for backend in backends}
-    for backend, workload, outcome in _outcomes(backends, chosen, args.all):
+    failed, launched, rows = [], {backend: [] for backend in backends}, []
+    for backend, workload, outcome in _outcomes(backends, chosen, args.all, args.jobs):
+        rows.append(_facts(backend, workload, outcome))
         launched[backend] += outcome.kernels
         print(row(backend, workload, outcome))
         sys.stdout.flush()
@@ -46,30 +52,44 @@ def run(args):
         print(f"\n{summary(backend, launched[backend])}")
     if "cuda" in backends and not notices_a_missing_barrier(chosen):
         failed.append(None)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(rows, file, indent=1)
     print(f"\n{time.perf_counter() - start:.0f} s. {_verdict(failed)}")
     return 1 if failed else 0
 
 
-def _outcomes(backends, chosen, everything):
-    """(backend, workload, outcome), in order. Most of the time is the C++ compiler's, on one core:
-    a second process does a second backend meanwhile."""
+def _outcomes(backends, chosen, everything, jobs):
+    """(backend, workload, outcome), in order. Each backend has orders of threads of its own."""
     from genkern.prove.check import execute, execute_numbered
 
-    first, *others = backends
-    with contextlib.ExitStack() as stack:
-        pending = []
-        if others:
-            spawning = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(1, mp_context=spawning)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            for schedule, backend in enumerate(others, 1):
-                for number, workload in enumerate(chosen):
-                    job = pool.submit(execute_numbered, everything, number, backend, schedule)
-                    pending.append((backend, workload, job))
-        for workload in chosen:
-            yield first, workload, execute(workload, first, schedule=0)
-        for backend, workload, job in pending:
-            yield backend, workload, job.result()
+    wanted = [
+        (backend, schedule, number)
+        for schedule, backend in enumerate(backends)
+        for number in range(len(chosen))
+    ]
+    if jobs == 1:
+        for backend, schedule, number in wanted:
+            yield backend, chosen[number], execute(chosen[number], backend, schedule)
+        return
+    # Most of the time is the C++ compiler's, on one core.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending = [
+            pool.submit(execute_numbered, everything, number, backend, schedule)
+            for backend, schedule, number in wanted
+        ]
+        try:
+            for (backend, _, number), job in zip(wanted, pending, strict=True):
+                yield backend, chosen[number], job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _facts(backend, workload, outcome):
+    """A row as plain values."""
+    row = {"backend": backend, "op": workload.op, "shape": workload.shape}
+    row["dtype"] = str(workload.dtype).removeprefix("torch.")
+    return {**row, **outcome._asdict(), "holds": outcome.holds}
 
 
 def what_is_missing(backend):

@@ -1,4 +1,4 @@
-"""What only a GPU can tell: CUDA graphs and a second device. `python benchmarks/on_gpu.py` runs it."""
+"""What only a GPU can tell: CUDA graphs, a second device. `python benchmarks/on_gpu.py` runs it."""
 
 import pytest
 import torch
