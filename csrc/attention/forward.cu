@@ -1,12 +1,12 @@
 // Attention, forward: out = (Z∘P)·v, lse, and of every row the shift and sum of its softmax.
 //
 // Layout: a block takes 16·row_blocks queries of one head for every warp. Its queries lie in shared
-// memory (of some sizes in registers), tiles of keys and values come through two stages of it:
-// while one is multiplied, the next arrives. Plan, for every tile: S = q·kᵀ; the online softmax
-// (Milakov & Gimelshein 2018) in registers: when a tile brings a larger logit, what was summed so
-// far is scaled down to it; sums += P·v. Tiles in which nothing is hidden, of a call without
-// biases, softcap and dropout, have a loop of their own. One barrier a tile. Nothing is written but
-// the results.
+// memory (of some sizes in registers), tiles of keys and values come through two stages of it: when
+// one is multiplied, the next arrives.
+// Plan, for every tile: S = q·kᵀ; the online softmax (Milakov & Gimelshein 2018) in registers: when
+// a tile brings a larger logit, what was summed so far is scaled down to it; sums += P·v. Tiles in
+// which nothing is hidden, of a call without biases, softcap and dropout, have a loop of their own.
+// One barrier a tile. Nothing is written but the results.
 #include "logits.cuh"
 #include "sizes.cuh"
 
