@@ -21,7 +21,7 @@ struct ForwardSizes {
   static constexpr int warps = is_wide ? (is_fp32 ? 2 : 4) : is_fp32 ? 4 : 8;
   static constexpr int threads = warps * lanes;
   static constexpr int queries = warps * row_blocks * 16;
-  static constexpr int keys = is_fp32             ? (D > 64 ? 16 : 32)
+  static constexpr int keys = is_fp32             ? (D > 64 || DV > 64 ? 16 : 32)
                               : is_wide           ? 32
                               : D > 64 || DV > 64 ? 64
                                                   : 96;
