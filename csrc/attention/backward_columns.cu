@@ -48,6 +48,8 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
   const auto q_tiles = memory.rows_of<T, 2 * queries, D>();
   const auto grad_tiles = memory.rows_of<T, 2 * queries, DV>();
   float* const fact_tiles = memory.numbers(2 * Sizes::facts * queries);
+  static_assert(Sizes::facts * queries <= threads, "a thread copies one number of a tile");
+  const int fact_number = threadIdx.x / queries;
   copy_rows<threads>(k_tile, rows_of_keys<T>(problem.k, place, problem.d).from(block.first));
   copy_rows<threads>(v_tile, rows_of_keys<T>(problem.v, place, problem.dv).from(block.first));
   const LeftInShared<T, 1, D> k(k_tile, first_row);
@@ -61,18 +63,18 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
     place = place_of(problem, block.batch, block.kv_head * group + member);
     const auto q_rows = rows_of_queries<T>(problem.q, place, problem.d);
     const auto grad_rows = rows_of_queries<T>(grad_out, place, problem.dv);
-    const float* of_rows[] = {query_numbers(facts.shift, place),
-                              query_numbers(facts.inverse, place),
-                              query_numbers(facts.level, place)};
+    const float* const of_rows = query_numbers(fact_number == 0   ? facts.shift
+                                               : fact_number == 1 ? facts.inverse
+                                                                  : facts.level,
+                                               place);
     const auto fetch = [&](auto in_vectors, int i0, int stage) {
       constexpr bool always = decltype(in_vectors)::value;
       copy_rows<threads, always>(q_tiles.template part<queries>(stage), q_rows.from(i0));
       copy_rows<threads, always>(grad_tiles.template part<queries>(stage), grad_rows.from(i0));
-#pragma unroll
-      for (int fact = 0; fact < Sizes::facts; ++fact)
-        for (int i = threadIdx.x; i < queries; i += threads)
-          copy_4_async(shared_address(fact_tiles + (stage * Sizes::facts + fact) * queries + i),
-                       of_rows[fact] + i0 + i, i0 + i < place.queries);
+      const int i = i0 + threadIdx.x % queries;
+      if (fact_number < Sizes::facts)
+        copy_4_async(shared_address(fact_tiles + stage * Sizes::facts * queries + threadIdx.x),
+                     of_rows + i, i < place.queries);
       commit_copies();
     };
     const Span span = query_span(problem, place, block.first, queries, Sizes::keys);
@@ -133,12 +135,12 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
 
     if (!column_sums.data) continue;
     float* to = static_cast<float*>(column_sums.data) + place.batch * column_sums.batch +
-                place.head * column_sums.head + place.first_key + j0;
+                place.head * column_sums.head + place.first_key;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float total = row_sum(totals[r]);
-      const int j = row_of_lane(r);
-      if (lane() % 4 == 0 && j0 + j < place.key_rows) to[j] = total;
+      const int j = j0 + row_of_lane(r);
+      if (lane() % 4 == 0 && j < place.key_rows) to[j] = total;
     }
   }
   const auto store = [&](const Heads& to, int features, const auto& sums) {

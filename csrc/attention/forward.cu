@@ -1,7 +1,7 @@
 // Attention, forward: out = (Z∘P)·v, lse, and of every row the shift and sum of its softmax.
 //
 // Layout: a block takes 16·row_blocks queries of one head for every warp. Its queries lie in shared
-// memory (of some sizes in registers), tiles of keys and values come through two stages of it: while
+// memory (of some sizes in registers), tiles of keys and values come through two stages of it: when
 // one is multiplied, the next arrives.
 // Plan, for every tile: S = q·kᵀ; the online softmax (Milakov & Gimelshein 2018) in registers: when
 // a tile brings a larger logit, what was summed so far is scaled down to it; sums += P·v. Tiles in
@@ -21,14 +21,13 @@ struct ForwardSizes {
   static constexpr int warps = is_wide ? (is_fp32 ? 2 : 4) : is_fp32 ? 4 : 8;
   static constexpr int threads = warps * lanes;
   static constexpr int queries = warps * row_blocks * 16;
-  static constexpr int keys = is_fp32             ? (D > 64 ? 16 : 32)
+  static constexpr int keys = is_fp32             ? (D > 64 || DV > 64 ? 16 : 32)
                               : is_wide           ? 32
                               : D > 64 || DV > 64 ? 64
                                                   : 96;
   static constexpr bool keeps_queries = on_tensor_cores<T> && (D <= 32 || D == 128);
   static constexpr int query_bytes = SharedRows<T, queries, D>::bytes;
-  static constexpr int stage_bytes =
-      SharedRows<T, keys, D>::bytes + SharedRows<T, keys, DV>::bytes;
+  static constexpr int stage_bytes = SharedRows<T, keys, D>::bytes + SharedRows<T, keys, DV>::bytes;
   static_assert(!keeps_queries || query_bytes <= stage_bytes, "kept queries come through a stage");
   static constexpr int shared_bytes = 2 * stage_bytes + (keeps_queries ? 0 : query_bytes);
 };

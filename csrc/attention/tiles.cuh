@@ -104,7 +104,9 @@ __device__ inline void copy_vectors(SharedRows<T, rows, features> to, const Glob
   const int bytes = min(max((from.features - column) * int(sizeof(T)), 0), 16);
   const uint32_t target = shared_address(to.row(first) + column);
   const T* source = from.data + first * from.stride + column;
-#pragma unroll
+  // Conditions that nobody knows beforehand take registers, one for every unrolled row.
+  constexpr int unrolled = rows % step == 0 ? rows / step : 1;
+#pragma unroll unrolled
   for (int i = 0; i < rows; i += step) {
     if (rows % step == 0 || first + i < rows)
       copy_16_async(target + i * to.stride * int(sizeof(T)), source,
@@ -116,7 +118,8 @@ __device__ inline void copy_vectors(SharedRows<T, rows, features> to, const Glob
 // The same of rows that do not begin at multiples of 16 bytes, element by element.
 template <int threads, class T, int rows, int features>
 __device__ inline void copy_elements(SharedRows<T, rows, features> to, const GlobalRows<T>& from) {
-#pragma unroll 4
+  constexpr int unrolled = rows * features % threads == 0 ? 4 : 1;  // as above
+#pragma unroll unrolled
   for (int at = threadIdx.x; at < rows * features; at += threads) {
     const int i = at / features, column = at % features;
     T x = T(0.f);

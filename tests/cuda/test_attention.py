@@ -19,7 +19,7 @@ SHAPES = [
     (1, 1, 1, 40, 200, 64, 8),
 ]
 # The other sizes of heads that kernels are made for: the SAGAN block's, and wide ones.
-WIDER = [(1, 2, 1, 49, 97, 24, 96), (1, 1, 1, 70, 40, 128, 72), (1, 1, 1, 40, 50, 256, 200)]
+WIDER = [(1, 2, 1, 49, 97, 24, 96), (1, 1, 1, 70, 140, 128, 72), (1, 1, 1, 40, 50, 256, 200)]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 ROOM = 70  # more rows of NaN than a tile is high
 
