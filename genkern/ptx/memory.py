@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from torch.autograd import forward_ad
 
 # What these give, kernels may write. torch.frombuffer lends the memory of spectral_norm's outputs.
 _ALLOCATIONS = (
@@ -30,6 +31,10 @@ class WatchedMemory(contextlib.ExitStack):
         self._buffers = {}
 
     def __enter__(self):
+        # At its first dual number torch compiles rules that allocate, and what is put in place of
+        # its functions here cannot be compiled.
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
         # By name and not by a mode of torch's dispatcher, which custom ops switch off.
         for owner, name in _ALLOCATIONS:
             self._replace(owner, name, self._allocating)
