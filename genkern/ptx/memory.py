@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 # What these give, kernels may write. torch.frombuffer lends the memory of spectral_norm's outputs.
@@ -74,6 +75,8 @@ class WatchedMemory(contextlib.ExitStack):
     def _allow_writes(self, tensor):
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta:
             return  # it has no memory
+        if is_functorch_wrapped_tensor(tensor):
+            return  # nor has what torch.func's transforms see
         storage = tensor.untyped_storage()
         self._held.append(storage)
         self._writable.add(storage.data_ptr())
