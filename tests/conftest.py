@@ -1,8 +1,10 @@
 """What all tests share."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,16 @@ from genkern._native import native
 # imports Triton. Tests that compile kernels do so in processes of their own.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _load(name):
+    """A module beside this file that is no test and that tests import by name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+_load("attention_errors")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -90,7 +90,12 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads, 1)
         });
       add_product(sums, p, k_tile);
     } else {
-      each(p, [&](float x, int m, int n, int e) { level[row_number(m, e)] += x * dp.x[m][n][e]; });
+      // A tile's sum apart: fewer roundings of large numbers.
+      float of_tile[2 * row_blocks] = {};
+      each(p,
+           [&](float x, int m, int n, int e) { of_tile[row_number(m, e)] += x * dp.x[m][n][e]; });
+#pragma unroll
+      for (int r = 0; r < 2 * row_blocks; ++r) level[r] += of_tile[r];
     }
     stage ^= 1;
   };

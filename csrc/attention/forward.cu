@@ -1,12 +1,12 @@
 // Attention, forward: out = (Z∘P)·v, lse, and of every row the shift and sum of its softmax.
 //
 // Layout: a block takes 16·row_blocks queries of one head for every warp. Its queries lie in shared
-// memory (of some sizes in registers), tiles of keys and values come through two stages of it: when
-// one is multiplied, the next arrives.
-// Plan, for every tile: S = q·kᵀ; the online softmax (Milakov & Gimelshein 2018) in registers: when
-// a tile brings a larger logit, what was summed so far is scaled down to it; sums += P·v. Tiles in
-// which nothing is hidden, of a call without biases, softcap and dropout, have a loop of their own.
-// One barrier a tile. Nothing is written but the results.
+// memory (of some sizes in registers), tiles of keys and values come through two stages of it:
+// while one is multiplied, the next arrives. Plan, for every tile: S = q·kᵀ; the online softmax
+// (Milakov & Gimelshein 2018) in registers: when a tile brings a larger logit, what was summed so
+// far is scaled down to it; sums += P·v. Tiles in which nothing is hidden, of a call without
+// biases, softcap and dropout, have a loop of their own. One barrier a tile. Nothing is written but
+// the results.
 #include "logits.cuh"
 #include "sizes.cuh"
 
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
     const Corner<Rows::queries> corner{i0, j0};
     if (!quick)
       finish_logits<T>(problem, place, corner, j0 < span.full_first || j0 >= span.full_end, p);
-    float shift[2 * row_blocks], shrink[2 * row_blocks];
+    float shift[2 * row_blocks], shrink[2 * row_blocks], of_tile[2 * row_blocks] = {};
 #pragma unroll
     for (int r = 0; r < 2 * row_blocks; ++r) shift[r] = highest[r];
     each(p, [&](float x, int m, int, int e) {
@@ -105,13 +105,14 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
       shift[r] = highest[r] == -infinity() ? 0 : highest[r] * problem.exponent;
       // From the very number that was taken off before, rounded: not a product inside of an fma.
       shrink[r] = exp2_approximate(__fmul_rn(before, problem.exponent) - shift[r]);
-      total[r] *= shrink[r];
     }
     each(p, [&](float& x, int m, int, int e) {
       const int r = row_number(m, e);
       x = exp2_approximate(fmaf(x, problem.exponent, -shift[r]));
-      total[r] += x;
+      of_tile[r] += x;
     });
+#pragma unroll
+    for (int r = 0; r < 2 * row_blocks; ++r) total[r] = fmaf(total[r], shrink[r], of_tile[r]);
     if (!quick && problem.seed)
       each_dropout<row_blocks, keys / 8>(problem, place, corner,
                                          [&](int m, int n, int e, float z) { p.x[m][n][e] *= z; });

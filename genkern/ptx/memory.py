@@ -3,6 +3,8 @@
 import contextlib
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 # What these give, kernels may write. torch.frombuffer lends the memory of spectral_norm's outputs.
 _ALLOCATIONS = (
@@ -30,6 +32,10 @@ class WatchedMemory(contextlib.ExitStack):
         self._buffers = {}
 
     def __enter__(self):
+        # At its first dual number torch compiles rules that allocate, and what is put in place of
+        # its functions here cannot be compiled.
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
         # By name and not by a mode of torch's dispatcher, which custom ops switch off.
         for owner, name in _ALLOCATIONS:
             self._replace(owner, name, self._allocating)
@@ -69,6 +75,8 @@ class WatchedMemory(contextlib.ExitStack):
     def _allow_writes(self, tensor):
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta:
             return  # it has no memory
+        if is_functorch_wrapped_tensor(tensor):
+            return  # nor has what torch.func's transforms see
         storage = tensor.untyped_storage()
         self._held.append(storage)
         self._writable.add(storage.data_ptr())
