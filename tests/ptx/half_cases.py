@@ -120,12 +120,17 @@ def _halfway():
     return case
 
 
+_FUNCTIONS = [
+    (_function("ex2.approx", "f16", lambda x: 2.0**x), "f16"),
+    (_function("ex2.approx.ftz", "bf16", lambda x: 2.0**x), "bf16"),
+    *((_function("tanh.approx", name, math.tanh), name) for name in ("f16", "bf16")),
+]
+
 CASES = [
     _halfway(),
     *(case for case, _ in _SINGLE),
     *(paired(case, name) for case, name in _SINGLE),
     _flushed_f16(),
-    *(_function("ex2.approx", "f16", lambda x: 2.0**x) for _ in range(1)),
-    _function("ex2.approx.ftz", "bf16", lambda x: 2.0**x),
-    *(_function("tanh.approx", name, math.tanh) for name in ("f16", "bf16")),
+    *(case for case, _ in _FUNCTIONS),
+    *(paired(case, name) for case, name in _FUNCTIONS),
 ]
