@@ -20,9 +20,13 @@ def paired(case, name):
             return None
         return high << 16 | low
 
-    count = len(case.operands)
-    # Two draws of halves, put together.
-    return Case(text, "b32", ("b32",) * count, tuple(_Pairs(name) for _ in range(count)), expected)
+    kinds = tuple(
+        [high << 16 | low for low, high in zip(kind, reversed(kind), strict=True)]
+        if isinstance(kind, list)
+        else _Pairs(kind)
+        for kind in case.kinds
+    )
+    return Case(text, "b32", ("b32",) * len(kinds), kinds, expected)
 
 
 class _Pairs(list):
