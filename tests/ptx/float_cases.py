@@ -134,6 +134,13 @@ def extreme(opcode, name, sign, count=2, modifiers=""):
     return Case(text, register, (register,) * count, (name,) * count, expected, name)
 
 
+def _of_zeros(opcode, name, sign):
+    """min and max of zeros of both signs, which random draws seldom bring together."""
+    case = extreme(opcode, name, sign)
+    case.kinds = ([0, exact.FORMATS[name].sign],) * 2
+    return case
+
+
 def _approximate(text, function, domain, tolerance=2**-22):
     def expected(a):
         value = exact.decode(flushed(a, "f32") if ".ftz" in text else a, "f32")
@@ -261,6 +268,8 @@ CASES = [
         for opcode, sign in (("min", -1), ("max", 1))
         for modifiers in ("", ".NaN", ".abs", ".ftz.NaN.abs")
     ),
+    *(_of_zeros("min", name, -1) for name in ("f32", "f64")),
+    *(_of_zeros("max", name, 1) for name in ("f32", "f64")),
     extreme("min", "f64", -1),
     extreme("max", "f64", 1),
     *(_sign_bit("neg", name, lambda a, sign: a ^ sign) for name in ("f32", "f64")),
