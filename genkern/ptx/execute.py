@@ -67,6 +67,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.c_void_p),
         ("parameters", ctypes.c_void_p),
+        ("parameter_bytes", ctypes.c_uint64),
         ("symbols", ctypes.c_void_p),
         ("buffers", ctypes.c_void_p),
         ("buffer_count", ctypes.c_uint64),
@@ -164,7 +165,7 @@ class Module:
         reached.append(Buffer(aligned.ctypes.data, aligned.nbytes, False, "parameters"))
         launch = _Launch()
         launch.kernel = kernel.compiled()
-        launch.parameters = aligned.ctypes.data
+        launch.parameters, launch.parameter_bytes = aligned.ctypes.data, len(parameters)
         addresses = [self._variables[s][0].ctypes.data for s in translation.symbols]
         symbols = (ctypes.c_uint64 * max(1, len(addresses)))(*addresses)
         launch.symbols = ctypes.addressof(symbols)

@@ -417,7 +417,7 @@ class Translator:
                 return f"parameters + {self.offsets[base.name] + offset}"
             return f"{_c_name(base.name)} + {offset}"
         if isinstance(base, Register) and not writes:
-            return f"read_global(t, {self.address(operand)}, {size}, {instruction.line}, plain)"
+            return f"read_parameter(t, {self.address(operand)}, {size}, {instruction.line})"
         raise UnsupportedPTX("a parameter by its name expected")
 
     # Control flow.

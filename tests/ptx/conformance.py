@@ -12,10 +12,14 @@ import numpy as np
 import ptx_exact as exact
 
 from genkern import ptx
+from genkern.ptx import rules
+from genkern.ptx.rules import Table
 
 THREADS = 128
+# Of the tests alone, so that it tells at the end which rules they have used.
+TABLE = Table(rules.TABLE.rules)
 # Further arguments of every `Module` that the tests make: how the mutations get in.
-MODULE_OPTIONS = {}
+MODULE_OPTIONS = {"table": TABLE}
 _SIZES = {"pred": 1, "b16": 16, "b32": 32, "b64": 64}
 
 

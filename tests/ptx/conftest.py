@@ -13,17 +13,24 @@ def _load(name):
     spec.loader.exec_module(module)
 
 
+_HERE = Path(__file__).parent
 # In this order: a later one imports the earlier ones, as ptx_exact, ptx_conformance, …
 for _name in (
     "exact",
     "conformance",
     "integer_cases",
     "float_cases",
-    "float_cases",
     "half_cases",
     "conversion_cases",
+    "comparison_cases",
     "test_warps",
     "test_tensor_cores",
     "test_mistakes",
+    "test_order",
 ):
     _load(_name)
+
+
+def pytest_collection_modifyitems(items):
+    """test_rules.py asks what all others have used: it comes last."""
+    items.sort(key=lambda item: item.path.name == "test_rules.py" and item.path.parent == _HERE)

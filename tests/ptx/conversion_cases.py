@@ -247,7 +247,7 @@ CASES = [
     _between_floats("f64", "f32", "", ".ftz"),
     _between_floats("f32", "f64", ".rn", ".ftz"),
     _between_floats("f16", "bf16", ".rn"),
-    *(_to_integral(t, m) for t in ("f16", "f32", "f64") for m in _INTEGRAL),
+    *(_to_integral(t, m) for t in ("f16", "bf16", "f32", "f64") for m in _INTEGRAL),
     _to_integral("f32", "rni", ".ftz"),
     *(_packed(name, m) for name in ("f16", "bf16") for m in ("rn", "rz")),
     *(_packed(name, "rn", ".relu") for name in ("f16", "bf16")),

@@ -2,10 +2,11 @@
 
 import functools
 import math
+import random
 from fractions import Fraction
 
 import ptx_exact as exact
-from ptx_conformance import Case
+from ptx_conformance import Case, draws
 
 _REGISTER = {"f32": "b32", "f64": "b64", "f16": "b16", "bf16": "b16"}
 
@@ -133,6 +134,13 @@ def extreme(opcode, name, sign, count=2, modifiers=""):
     return Case(text, register, (register,) * count, (name,) * count, expected, name)
 
 
+def _of_zeros(opcode, name, sign):
+    """min and max of zeros of both signs, which random draws seldom bring together."""
+    case = extreme(opcode, name, sign)
+    case.kinds = ([0, exact.FORMATS[name].sign],) * 2
+    return case
+
+
 def _approximate(text, function, domain, tolerance=2**-22):
     def expected(a):
         value = exact.decode(flushed(a, "f32") if ".ftz" in text else a, "f32")
@@ -177,6 +185,64 @@ def _sign_bit(opcode, name, function):
     )
 
 
+def paired(opcode, count, compute, mode="", flag=""):
+    """Two floats in a 64-bit register, each as if it were alone."""
+    alone = _one(opcode, count, compute, "f32", mode, flag)
+
+    def expected(*operands):
+        low = alone.expected(*(o & 0xFFFFFFFF for o in operands))
+        high = alone.expected(*(o >> 32 for o in operands))
+        # Where one may be any NaN, the two cannot be compared in one piece.
+        if None in (low, high) or exact.NAN in (low, high):
+            return None
+        return high << 32 | low
+
+    rng = random.Random(count)
+    values = [h << 32 | x for h, x in zip(*(draws("f32", 400, rng) for _ in "hl"), strict=True)]
+    text = alone.text.replace(".f32 ", ".f32x2 ")
+    return Case(text, "b64", ("b64",) * count, (values,) * count, expected)
+
+
+def _seed(opcode, function, domain):
+    """rcp and rsqrt of f64: of the upper words alone, to 20 bits; subnormals are zeros."""
+
+    def expected(a):
+        a = a >> 32 << 32
+        form = exact.FORMATS["f64"]
+        value = exact.decode(a if a & form.infinity else a & form.sign, "f64")
+        result = function(value)
+        if result == exact.NAN:
+            return result
+        bits = exact.encode(result, "f64")
+        return (bits if bits & form.infinity else bits & form.sign) >> 32 << 32
+
+    text = f"{opcode}.approx.ftz.f64 {{d}}, {{a}}"
+    return Case(text, "b64", ("b64",), (domain,), expected, "f64", tolerance=2.0**-20)
+
+
+def _inverse(value):
+    return exact.divide(Fraction(1), value)
+
+
+def _inverse_root(value):
+    return exact.divide(Fraction(1), _root(value, "rn"))
+
+
+def _quotient(kind, ftz=""):
+    def expected(a, b):
+        if ftz:
+            a, b = flushed(a, "f32"), flushed(b, "f32")
+        x, y = exact.decode(a, "f32"), exact.decode(b, "f32")
+        # PTX promises nothing where the divisor lies beyond 2^126.
+        if exact.is_finite(y) and not Fraction(2) ** -126 <= abs(exact.number(y)) <= 2**126:
+            return None
+        bits = exact.encode(exact.divide(x, y), "f32")
+        return flushed(bits, "f32") if ftz and bits != exact.NAN else bits
+
+    text = f"div.{kind}{ftz}.f32 {{d}}, {{a}}, {{b}}"
+    return Case(text, "b32", ("b32",) * 2, ("f32",) * 2, expected, "f32", tolerance=2.0**-22)
+
+
 CASES = [
     *arithmetic("add", 2, _add, flags=_F32),
     *arithmetic("sub", 2, _subtract, flags=_F32),
@@ -202,6 +268,8 @@ CASES = [
         for opcode, sign in (("min", -1), ("max", 1))
         for modifiers in ("", ".NaN", ".abs", ".ftz.NaN.abs")
     ),
+    *(_of_zeros("min", name, -1) for name in ("f32", "f64")),
+    *(_of_zeros("max", name, 1) for name in ("f32", "f64")),
     extreme("min", "f64", -1),
     extreme("max", "f64", 1),
     *(_sign_bit("neg", name, lambda a, sign: a ^ sign) for name in ("f32", "f64")),
@@ -215,12 +283,42 @@ CASES = [
         "f32",
     ),
     Case(
-        "copysign.f32 {d}, {a}, {b}",
+        "abs.ftz.f32 {d}, {a}",
         "b32",
-        ("b32", "b32"),
-        ("f32", "f32"),
-        lambda a, b: a & 1 << 31 | b & (1 << 31) - 1,
+        ("b32",),
+        ("f32",),
+        lambda a: exact.NAN if exact.is_nan_bits(a, "f32") else flushed(a, "f32") & ~(1 << 31),
         "f32",
+    ),
+    *(
+        Case(
+            f"copysign.f{w} {{d}}, {{a}}, {{b}}",
+            f"b{w}",
+            (f"b{w}",) * 2,
+            (f"f{w}",) * 2,
+            lambda a, b, w=w: a & 1 << (w - 1) | b & (1 << (w - 1)) - 1,
+        )
+        for w in (32, 64)
+    ),
+    *(
+        paired(opcode, 2, compute, mode, flag)
+        for opcode, compute in (("add", _add), ("sub", _subtract), ("mul", _multiply))
+        for mode, flag in (("", ""), (".rz", ""), (".rn", ".ftz"))
+    ),
+    *(paired("fma", 3, _fused, mode, flag) for mode, flag in ((".rn", ""), (".rp", ".ftz"))),
+    *arithmetic("mad", 3, _fused, rounds=(".rn", ".rz"), flags=[".ftz.sat"]),
+    *arithmetic("mad", 3, _fused, "f64", rounds=(".rn", ".rp")),
+    *(_quotient(kind, ftz) for kind in ("approx", "full") for ftz in ("", ".ftz")),
+    _seed("rcp", _inverse, "f64"),
+    _seed("rsqrt", _inverse_root, "f64"),
+    Case(
+        "rsqrt.approx.f64 {d}, {a}",
+        "b64",
+        ("b64",),
+        ("f64",),
+        lambda a: exact.encode(_inverse_root(exact.decode(a, "f64")), "f64"),
+        "f64",
+        tolerance=2.0**-50,
     ),
     *(
         _approximate(f"ex2.approx{ftz}", lambda x: 2.0**x if x < 128 else math.inf, _WIDE)

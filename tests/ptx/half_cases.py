@@ -20,9 +20,13 @@ def paired(case, name):
             return None
         return high << 16 | low
 
-    count = len(case.operands)
-    # Two draws of halves, put together.
-    return Case(text, "b32", ("b32",) * count, tuple(_Pairs(name) for _ in range(count)), expected)
+    kinds = tuple(
+        [high << 16 | low for low, high in zip(kind, reversed(kind), strict=True)]
+        if isinstance(kind, list)
+        else _Pairs(kind)
+        for kind in case.kinds
+    )
+    return Case(text, "b32", ("b32",) * len(kinds), kinds, expected)
 
 
 class _Pairs(list):
@@ -120,12 +124,17 @@ def _halfway():
     return case
 
 
+_FUNCTIONS = [
+    (_function("ex2.approx", "f16", lambda x: 2.0**x), "f16"),
+    (_function("ex2.approx.ftz", "bf16", lambda x: 2.0**x), "bf16"),
+    *((_function("tanh.approx", name, math.tanh), name) for name in ("f16", "bf16")),
+]
+
 CASES = [
     _halfway(),
     *(case for case, _ in _SINGLE),
     *(paired(case, name) for case, name in _SINGLE),
     _flushed_f16(),
-    *(_function("ex2.approx", "f16", lambda x: 2.0**x) for _ in range(1)),
-    _function("ex2.approx.ftz", "bf16", lambda x: 2.0**x),
-    *(_function("tanh.approx", name, math.tanh) for name in ("f16", "bf16")),
+    *(case for case, _ in _FUNCTIONS),
+    *(paired(case, name) for case, name in _FUNCTIONS),
 ]

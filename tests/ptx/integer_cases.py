@@ -203,6 +203,24 @@ def _carry(text, before, function, width=32):
     )
 
 
+def _szext(mode, type_):
+    def expected(a, b):
+        width = min(b, 32) if mode == "clamp" else b % 32
+        return 0 if width == 0 else masked(_value(a, f"{type_[0]}{width}"), 32)
+
+    kinds = ("32", [*range(70), 1 << 31])
+    return Case(f"szext.{mode}.{type_} {{d}}, {{a}}, {{b}}", "b32", ("b32",) * 2, kinds, expected)
+
+
+def _product24(type_, count):
+    def expected(a, b, c=0):
+        return masked(_value(a, type_[0] + "24") * _value(b, type_[0] + "24") + c, 32)
+
+    opcode, names = ("mul24", "{a}, {b}") if count == 2 else ("mad24", "{a}, {b}, {c}")
+    text = f"{opcode}.lo.{type_} {{d}}, {names}"
+    return Case(text, "b32", ("b32",) * count, ("32",) * count, expected)
+
+
 _ALL = ("u16", "s16", "u32", "s32", "u64", "s64")
 
 CASES = [
@@ -280,20 +298,8 @@ CASES = [
     Case("or.pred {d}, {a}, {b}", "pred", ("pred", "pred"), ([0, 1], [0, 1]), lambda a, b: a | b),
     Case("xor.pred {d}, {a}, {b}", "pred", ("pred", "pred"), ([0, 1], [0, 1]), lambda a, b: a ^ b),
     Case("not.pred {d}, {a}", "pred", ("pred",), ([0, 1],), lambda a: 1 - a),
-    Case(
-        "szext.clamp.s32 {d}, {a}, {b}",
-        "b32",
-        ("b32", "b32"),
-        ("32", list(range(40))),
-        lambda a, b: 0 if b == 0 else masked(signed(a, min(b, 32)), 32),
-    ),
-    Case(
-        "mul24.lo.s32 {d}, {a}, {b}",
-        "b32",
-        ("b32", "b32"),
-        ("32", "32"),
-        lambda a, b: masked(signed(a, 24) * signed(b, 24), 32),
-    ),
+    *(_szext(mode, t) for mode in ("clamp", "wrap") for t in ("u32", "s32")),
+    *(_product24(t, count) for t in ("u32", "s32") for count in (2, 3)),
     Case(
         "selp.b32 {d}, {a}, {b}, {c}",
         "b32",

@@ -1,5 +1,6 @@
 """Every arithmetic rule against exact arithmetic: the cases lie in the *_cases modules."""
 
+import ptx_comparison_cases as comparisons
 import ptx_conformance as conformance
 import ptx_conversion_cases as conversions
 import ptx_float_cases as floats
@@ -7,8 +8,10 @@ import ptx_half_cases as halves
 import ptx_integer_cases as integers
 import pytest
 
+SUBJECTS = [integers, floats, halves, conversions, comparisons]
 
-@pytest.mark.parametrize("cases", [integers, floats, halves, conversions], ids=lambda m: m.__name__)
+
+@pytest.mark.parametrize("cases", SUBJECTS, ids=lambda m: m.__name__)
 def test_instructions_give_what_exact_arithmetic_gives(cases):
     assert conformance.mismatches(cases.CASES) == []
 

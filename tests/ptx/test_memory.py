@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from ptx_conformance import kernel_text, own, run
+from ptx_conformance import MODULE_OPTIONS, kernel_text, own, run
 
 from genkern import ptx
 
@@ -78,40 +78,51 @@ ATOMICS = {
 }
 
 
-@pytest.mark.parametrize("order", ["", ".relaxed.gpu", ".acq_rel.sys"])
-def test_atomics(order):
+# Where semantics, scope and space stand; Triton writes the space first.
+SPELLINGS = (".global", ".relaxed.gpu.global", ".acq_rel.sys.global", ".global.gpu.acq_rel")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_atomics(spelling):
     operands = [(5, 3), (0xFFFFFFF0, 0x20), (7, 7), (0, 9)]
     body, wanted = "", []
     for i, (name, function) in enumerate(ATOMICS.items()):
         for j, (_, x) in enumerate(operands):
             at = 4 * (len(operands) * i + j)
-            body += f"atom{order}.global.{name} %r2, [%rd1+{at}], {x};\n"
+            body += f"atom{spelling}.{name} %r2, [%rd1+{at}], {x};\n"
             body += f"st.global.b32 [%rd2+{at}], %r2;\n"
+            # exch has no red.
+            operation = "red" if "exch" not in name else "atom"
+            target = "" if operation == "red" else "%r3, "
+            body += f"{operation}{spelling}.{name} {target}[%rd3+{at}], {x};\n"
         wanted += [function(old, x) % 2**32 for old, x in operands]
     memory = np.array([old for _ in ATOMICS for old, _ in operands], np.uint32)
-    before, old = memory.copy(), np.zeros_like(memory)
-    run(body, memory, old, block=1)
+    before, reduced, old = memory.copy(), memory.copy(), np.zeros_like(memory)
+    run(body, memory, old, reduced, block=1)
     np.testing.assert_array_equal(memory, wanted)
+    np.testing.assert_array_equal(reduced, wanted)
     np.testing.assert_array_equal(old, before)
 
 
-def test_compare_and_swap_and_atomics_of_floats():
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_compare_and_swap_and_atomics_of_floats(spelling):
     body = """
     atom.global.cas.b32 %r2, [%rd1], 5, 9;
     atom.global.cas.b32 %r2, [%rd1+4], 6, 9;
-    atom.global.gpu.acq_rel.add.u64 %rd3, [%rd1+8], 4294967296;
+    atom.global.add.u64 %rd3, [%rd1+8], 4294967296;
     mov.f32 %f1, 0f3FC00000;
     atom.global.add.f32 %f2, [%rd1+16], %f1;
     red.global.add.f32 [%rd1+16], %f1;
     mov.b32 %r3, 0x3c004000;
     atom.global.add.noftz.f16x2 %r4, [%rd1+20], %r3;
+    red.global.add.noftz.f16x2 [%rd1+20], %r3;
     """
     memory = np.zeros(3, np.uint64).view(np.uint32)
     memory[:2] = 5
-    run(body, memory, block=1)
+    run(body.replace(".global", spelling), memory, block=1)
     assert memory[:4].tolist() == [9, 5, 0, 1]
     assert memory[4:5].view(np.float32)[0] == 3
-    assert int(memory[5]) == 0x3C004000
+    assert int(memory[5]) == 0x40004400
 
 
 def test_atomics_on_shared_memory_count_every_thread():
@@ -162,6 +173,7 @@ def test_generic_addresses_reach_every_space():
     ld.local.b32 %r4, [%rd6+4];
     cvta.to.global.u64 %rd8, %rd1;
     isspacep.shared %p1, %rd4;
+    @%p1 isspacep.shared::cta %p1, %rd4;
     isspacep.local %p2, %rd7;
     isspacep.global %p3, %rd1;
     isspacep.global %p4, %rd4;
@@ -244,7 +256,7 @@ MODULE = """
 
 
 def test_structs_variables_and_calls():
-    module = ptx.Module(MODULE)
+    module = ptx.Module(MODULE, **MODULE_OPTIONS)
     kernel = module.kernels["k"]
     assert [(p.name, p.size, p.offset) for p in kernel.parameters] == [
         ("problem", 24, 0), ("out", 8, 24), ("scale", 4, 32)
@@ -258,8 +270,76 @@ def test_structs_variables_and_calls():
     assert module.variable("calls").view(np.uint32)[0] == 2
 
 
+def test_parameters_read_through_their_address_are_no_global_memory():
+    text = """
+    .version 8.0
+    .target sm_80
+    .address_size 64
+    .visible .entry k(.param .align 8 .b8 problem[24], .param .u64 out)
+    {
+      .reg .b32 %r<8>;
+      .reg .b64 %rd<8>;
+      mov.b64 %rd1, problem;
+      ld.param.b32 %r1, [%rd1+4];
+      cvta.param.u64 %rd2, %rd1;
+      ld.b32 %r2, [%rd2+8];
+      ld.param.v2.b32 {%r3, %r4}, [%rd1+LAST];
+      ld.param.u64 %rd3, [out];
+      st.global.v4.b32 [%rd3], {%r1, %r2, %r3, %r4};
+      ret;
+    }
+    """
+    problem, out = struct.pack("<6i", *range(6)), np.zeros(4, np.uint32)
+
+    def launch(last, first="%rd1"):
+        spoilt = text.replace("[%rd1+LAST]", f"[{first}+{last}]")
+        return ptx.Module(spoilt, **MODULE_OPTIONS).launch("k", 1, 1, [problem, out])
+
+    result = launch(16)
+    assert out.tolist() == [1, 2, 4, 5]
+    assert (result.bytes_read, result.bytes_written) == (0, 16)
+    with pytest.raises(ptx.OutOfBounds, match="byte 32 of the parameters, which have 32 bytes"):
+        launch(32)
+    with pytest.raises(ptx.OutOfBounds, match="of the parameters"):
+        launch(-8)
+    with pytest.raises(ptx.Misaligned):
+        launch(12)
+    # Global memory is no parameter: by now %rd3 holds the address of out.
+    text = text.replace("ld.param.v2", "ld.param.u64 %rd3, [out];\nld.param.v2")
+    with pytest.raises(ptx.OutOfBounds, match="of the parameters"):
+        launch(0, "%rd3")
+
+
+def test_hints_change_nothing():
+    body = """
+    createpolicy.fractional.L2::evict_last.b64 %rd9, 1.0;
+    prefetch.global.L2 [%rd1];
+    prefetch.L1 [%rd1+1000000];
+    prefetch.global.L2::evict_last [%rd1];
+    prefetchu.L1 [%rd1];
+    ldu.global.b32 %r2, [%rd1];
+    ld.global.ca.L1::evict_first.L2::cache_hint.L2::128B.b32 %r3, [%rd1+4], %rd9;
+    ld.global.nc.L1::no_allocate.b32 %r4, [%rd1+8];
+    ld.weak.global.b32 %r5, [%rd1+12];
+    fence.proxy.async;
+    fence.proxy.async.shared::cta;
+    fence.cta;
+    membar.cta;
+    nanosleep.u32 20;
+    griddepcontrol.wait;
+    griddepcontrol.launch_dependents;
+    setmaxnreg.inc.sync.aligned.u32 64;
+    st.weak.global.wt.L2::cache_hint.v4.b32 [%rd2], {%r2, %r3, %r4, %r5}, %rd9;
+    """
+    x, out = np.arange(1, 5, dtype=np.uint32), np.zeros(4, np.uint32)
+    x.flags.writeable = False
+    result = run(body, x, out, block=1)
+    np.testing.assert_array_equal(out, x)
+    assert (result.bytes_read, result.bytes_written) == (16, 16)
+
+
 def test_arguments_must_fit():
-    module = ptx.Module(MODULE)
+    module = ptx.Module(MODULE, **MODULE_OPTIONS)
     out = np.zeros(2, np.uint32)
     for arguments, words in (
         ([bytes(24), out], "3 parameters, 2 came"),
@@ -371,6 +451,6 @@ def test_every_thread_of_every_block_runs_once(schedule):
 )
 def test_what_is_not_known_is_refused_with_its_line(text, words):
     with pytest.raises(ptx.UnsupportedPTX, match=words) as error:
-        ptx.Module(kernel_text(text, 1)).kernels["k"].translation  # noqa: B018
+        ptx.Module(kernel_text(text, 1), **MODULE_OPTIONS).kernels["k"].translation  # noqa: B018
     lines = kernel_text(text, 1).split("\n")
     assert lines[error.value.line - 1].strip() == text

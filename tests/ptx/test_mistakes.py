@@ -1,6 +1,7 @@
 """Kernels with one mistake each, which must be caught, beside the right ones, which must pass."""
 
 import numpy as np
+import ptx_test_tensor_cores as tensor_cores
 import pytest
 from ptx_conformance import own, run
 
@@ -398,52 +399,65 @@ def test_a_thread_that_spins_until_another_comes():
         run(body, block=64, shared=TILE, schedule=schedule)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_missing_atomic(schedule):
-    out = np.zeros(1, np.uint32)
-    run("red.global.add.u32 [%rd1], 1;", out, grid=3, block=64, schedule=schedule)
-    assert out[0] == 192
-    plain = "ld.global.b32 %r2, [%rd1];\nadd.u32 %r2, %r2, 1;\nst.global.b32 [%rd1], %r2;"
-    with pytest.raises(ptx.Race, match="global"):
-        run(plain, out, block=64, schedule=schedule)
-    with pytest.raises(ptx.Race, match="block"):
-        run(plain, out, grid=2, block=1, schedule=schedule)
-
-
-LAST_BLOCK = """
-mul.wide.u32 %rd5, %r1, 4;
-add.s64 %rd6, %rd1, %rd5;
-st.global.b32 [%rd6], %r1;
-{release}
-atom.global.add.u32 %r2, [%rd2], 1;
-{acquire}
-setp.ne.u32 %p1, %r2, 2;
-@%p1 bra DONE;
-ld.global.v2.b32 {{%r3, %r4}}, [%rd1];
-ld.global.b32 %r5, [%rd1+8];
-add.u32 %r3, %r3, %r4;
-add.u32 %r3, %r3, %r5;
-st.global.b32 [%rd3], %r3;
-DONE:
+# One product of tensor cores: a (16x16) and b (16x8) of halves through shared memory. Lane i gives
+# ldmatrix the address of row i % 16 of a, in the left or the right half.
+PRODUCT = f"""
+mov.u32 %r2, a;
+mov.u32 %r3, b;
+shl.b32 %r4, %r0, 4;
+{own("%rd1", 16)}
+ld.global.v4.b32 {{{{%r20, %r21, %r22, %r23}}}}, [%rd10];
+add.u32 %r5, %r2, %r4;
+st.shared.v4.b32 [%r5], {{{{%r20, %r21, %r22, %r23}}}};
+setp.lt.u32 %p1, %r0, 16;
+{own("%rd2", 16)}
+@%p1 ld.global.v4.b32 {{{{%r20, %r21, %r22, %r23}}}}, [%rd10];
+add.u32 %r5, %r3, %r4;
+@%p1 st.shared.v4.b32 [%r5], {{{{%r20, %r21, %r22, %r23}}}};
+bar.sync 0;
+and.b32 %r6, %r0, 15;
+mov.u32 %r9, %r6;
+{{row}}
+shl.b32 %r7, %r6, 5;
+shr.u32 %r8, %r0, 4;
+shl.b32 %r8, %r8, 4;
+add.u32 %r7, %r7, %r8;
+add.u32 %r7, %r7, %r2;
+ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{{%r24, %r25, %r26, %r27}}}}, [%r7];
+shl.b32 %r9, %r9, 4;
+add.u32 %r9, %r9, %r3;
+ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {{{{%r28, %r29}}}}, [%r9];
+mov.f32 %f0, 0f00000000;
+mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{{%f1, %f2, %f3, %f4}}}},
+ {{{{%r24, %r25, %r26, %r27}}}}, {{{{%r28, %r29}}}}, {{{{%f0, %f0, %f0, %f0}}}};
+{own("%rd3", 16)}
+st.global.v4.f32 [%rd10], {{{{%f1, %f2, %f3, %f4}}}};
 """
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_last_block_adds_up(schedule):
-    def total(release, acquire):
-        parts, count, out = np.zeros(4, "u4"), np.zeros(1, "u4"), np.zeros(1, "u4")
-        body = LAST_BLOCK.format(release=release, acquire=acquire)
-        run(body, parts, count, out, grid=3, block=1, schedule=schedule)
-        return out[0]
+def product(row="", a_bytes=512, **options):
+    """What the kernel makes of small integers, whose product is exact, and what it should make."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 9, s).astype(np.float16) for s in ((16, 16), (16, 8)))
+    out = np.zeros((32, 4), np.float32)
+    shared = f".shared .align 16 .b8 a[{a_bytes}];\n.shared .align 16 .b8 b[256];"
+    run(PRODUCT.format(row=row), a, b, out, shared=shared, **options)
+    found = tensor_cores.assembled(out.view("u4"), tensor_cores.C_F32, (16, 8), 1, np.float32)
+    return found, a.astype(np.float64) @ b.astype(np.float64)
 
-    assert total("membar.gl;", "membar.gl;") == 3
-    assert total("fence.acq_rel.gpu;", "fence.sc.sys;") == 3
-    with pytest.raises(ptx.Race, match="no fence and atomic order the two blocks"):
-        total("", "membar.gl;")
-    with pytest.raises(ptx.Race, match="no fence follows that atomic"):
-        total("membar.gl;", "")
-    with pytest.raises(ptx.Race):
-        total("membar.cta;", "membar.gl;")
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_wrong_row_of_ldmatrix(schedule):
+    found, wanted = product(schedule=schedule)
+    np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ptx.OutOfBounds, match="between two variables"):
+        product("add.u32 %r6, %r6, 1;", schedule=schedule)  # lane 15 reads behind the matrix
+    with pytest.raises(ptx.Uninitialised, match="nothing has written"):
+        product("add.u32 %r6, %r6, 1;", a_bytes=544, schedule=schedule)  # a row of padding
+    # Within the matrix no check can see it, but the product does.
+    found, wanted = product("add.u32 %r6, %r6, 1;\nand.b32 %r6, %r6, 15;", schedule=schedule)
+    np.testing.assert_array_equal(found, np.roll(wanted, -1, axis=0))
+    assert (found != wanted).any()
 
 
 def test_trap():

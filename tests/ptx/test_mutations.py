@@ -10,6 +10,7 @@ import ptx_float_cases as floats
 import ptx_half_cases as halves
 import ptx_integer_cases as integers
 import ptx_test_mistakes as mistakes
+import ptx_test_order as order
 import ptx_test_tensor_cores as tensor_cores
 import ptx_test_warps as warps
 import pytest
@@ -85,8 +86,12 @@ def cases(module, opcode):
     return check
 
 
-def mistake(name, *arguments, **keywords):
-    return lambda: getattr(mistakes, name)(*arguments, **keywords)
+def mistake(name, *arguments, module=mistakes):
+    return lambda: getattr(module, name)(*arguments)
+
+
+def ordering(name, *arguments):
+    return mistake(name, *arguments, module=order)
 
 
 # A file of the runtime, the old text and the new, and a test that must fail.
@@ -137,11 +142,20 @@ RUNTIME = [
      mistake("test_asynchronous_copies", "sequential")),
     ("copies.cpp", "while (t.groups.size() > groups_left)", "while (!t.groups.empty())",
      mistake("test_asynchronous_copies", "sequential")),
-    ("order.cpp", "machine.generation : t.fenced_generation",
-     "machine.generation : machine.generation",
-     mistake("test_the_last_block_adds_up", "sequential")),
-    ("order.cpp", "if (l.fenced || access == strong) return;", "return;",
-     mistake("test_the_last_block_adds_up", "sequential")),
+    ("order.cpp", "if (semantics & release) fence", "fence",
+     ordering("test_the_last_block_adds_up", "sequential")),
+    ("order.cpp", "if (orders(p, l) || access == strong) return;", "return;",
+     ordering("test_the_last_block_adds_up", "sequential")),
+    ("order.cpp", "if (sequential) add_sequential_fence(t);", "add_sequential_fence(t);",
+     ordering("test_every_thread_fences_and_one_counts")),
+    ("order.cpp", "return stamp.tick < p.tick;", "return true;",
+     ordering("test_a_fence_orders_only_what_came_before_it")),
+    ("order.cpp", "return ++t.tick;", "return t.tick + 1;",
+     ordering("test_a_fence_orders_only_what_came_before_it")),
+    ("shadow.h", "rewrites && cell.write.line == line", "rewrites",
+     ordering("test_the_same_number_from_two_instructions", "shared")),
+    ("shadow.h", "rewrites && cell.write.line == line", "cell.write.line == line",
+     ordering("test_different_numbers_from_one_instruction", "shared")),
     ("launch.cpp", "memory.shared_cells[at].copying = nobody", "(void)0",
      mistake("test_off_by_one_between_two_shared_variables")),
 ]  # fmt: skip

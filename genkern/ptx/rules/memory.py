@@ -192,8 +192,12 @@ def _commit(translator, instruction, words):
     return "commit_copies(t);"
 
 
-def _device_fence(translator, instruction, words):
+def _fence(translator, instruction, words):
     return "fence_device(t);"
+
+
+def _sequential_fence(translator, instruction, words):
+    return "fence_device(t, true);"
 
 
 def _nothing(translator, instruction, words):
@@ -241,9 +245,11 @@ RULES = [
         for semantics in _ATOM_SEMANTICS
         for tail in _INTEGER_ATOMICS
     ),
-    Rule("membar(.gl|.sys)", "", _device_fence),
+    # From sm_70 on, membar is another name of fence.sc.
+    Rule("membar(.gl|.sys)", "", _sequential_fence),
     Rule("membar.cta", "", _nothing),
-    Rule("fence(.sc|.acq_rel)?(.gpu|.sys|.cluster)", "", _device_fence),
+    Rule("fence.sc(.gpu|.sys|.cluster)", "", _sequential_fence),
+    Rule("fence(.acq_rel)?(.gpu|.sys|.cluster)", "", _fence),
     Rule("fence(.sc|.acq_rel)?.cta", "", _nothing),
     Rule("fence.proxy.async(.global|.shared::cta|.shared::cluster)?", "", _nothing),
     Rule(

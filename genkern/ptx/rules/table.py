@@ -46,6 +46,10 @@ class Table:
                 return rule, words
         return None
 
+    def used(self):
+        """The rules that have been found so far: what a program, or a test, has tried."""
+        return [found[0] for found in self._found.values() if found]
+
     def with_rule(self, old, new):
         """Another table, with one rule in place of another: how a test mutates a rule."""
         return Table([new if rule is old else rule for rule in self.rules])

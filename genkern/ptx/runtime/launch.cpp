@@ -118,7 +118,7 @@ void run_block(u64 number) {
     t.ctaid[1] = u32(number / launch.grid[0] % launch.grid[1]);
     t.ctaid[2] = u32(number / launch.grid[0] / launch.grid[1]);
     t.patience = patience;
-    t.local_top = 0, t.carry = 0, t.tick = 0, t.known_generation = 0, t.fenced_generation = 0;
+    t.local_top = 0, t.carry = 0, t.tick = 0, t.known_generation = 0, t.fence = {};
     u8* top = m.stacks + (t.index + 1) * stack - 64 * (t.index % 61);
     t.stack = new_fiber(top, start_fiber);
     make_ready(t);

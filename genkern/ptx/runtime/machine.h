@@ -3,8 +3,8 @@
 //
 // Order in memory. `generation` counts the barriers that every thread of a block passed: what lies
 // in an earlier generation comes before everything now. Inside a generation a thread counts its
-// partial barriers (bar.warp.sync, named barriers) in `tick` and knows, in `known`, how many ticks
-// of every other thread come before it: a vector clock.
+// partial barriers (bar.warp.sync, named barriers) and its fences in `tick` and knows, in `known`,
+// how many ticks of every other thread come before it: a vector clock.
 #pragma once
 
 #include <setjmp.h>
@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <memory>
 #include <unordered_map>
 #include <vector>
 
@@ -36,6 +37,17 @@ struct PendingCopy {
   u32 bytes, source_bytes, line;
 };
 
+using Ticks = std::shared_ptr<std::vector<u16>>;
+
+// A fence publishes what its thread did in `generation` before the tick, what it knew of the others
+// then, and all that came before that generation. Generation 0: there was none.
+struct Fence {
+  u32 generation = 0;
+  u16 tick = 0;
+  Ticks known;
+  bool sequential = false;
+};
+
 struct Fiber : Thread {
   void* stack;
   State state;
@@ -45,7 +57,7 @@ struct Fiber : Thread {
   u16 tick;
   u32 known_generation;  // `known` is all zero in any other one
   u16* known;
-  u32 fenced_generation;  // what came before this generation was published by a fence
+  Fence fence;  // the last one
   std::vector<PendingCopy> copies;
   std::vector<u32> groups;  // copies of each committed group, oldest first
 };
@@ -66,6 +78,7 @@ struct Buffer {
 struct Launch {
   void (*kernel)(Thread&, const u8* parameters);
   const u8* parameters;
+  u64 parameter_bytes;
   const u64* symbols;
   const Buffer* buffers;
   u64 buffer_count;

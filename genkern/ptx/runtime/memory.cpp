@@ -8,6 +8,26 @@ namespace ptx {
 Memory memory;
 ReaderSets reader_sets;
 
+namespace {
+
+// A kernel may take the address of a parameter; what it reads there is no global memory.
+bool is_parameter(u64 address, u32 bytes) {
+  const u64 at = address - reinterpret_cast<u64>(machine.launch->parameters);
+  return at < machine.launch->parameter_bytes && bytes <= machine.launch->parameter_bytes - at;
+}
+
+}  // namespace
+
+const u8* read_parameter(Thread& t, u64 address, u32 bytes, u32 line) {
+  if (!is_parameter(address, bytes))
+    fail(t, line, Fault::out_of_bounds,
+         "reads %u bytes at byte %lld of the parameters, which have %llu bytes", bytes,
+         (long long)(address - reinterpret_cast<u64>(machine.launch->parameters)),
+         (unsigned long long)machine.launch->parameter_bytes);
+  check_alignment(fiber(t), address, bytes, line);
+  return reinterpret_cast<const u8*>(address);
+}
+
 const u8* read_global(Thread& thread, u64 address, u32 bytes, u32 line, Access access) {
   Fiber& t = fiber(thread);
   const Region* region = find_region(address, bytes);
@@ -15,7 +35,7 @@ const u8* read_global(Thread& thread, u64 address, u32 bytes, u32 line, Access a
   check_alignment(t, address, bytes, line);
   if (region->cells) touch_for_read(t, *region, address, bytes, line, access);
   if (access == strong) observe(t, address, relaxed);
-  machine.launch->bytes_read += bytes;
+  if (!is_parameter(address, bytes)) machine.launch->bytes_read += bytes;
   return reinterpret_cast<const u8*>(address);
 }
 

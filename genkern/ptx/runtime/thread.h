@@ -57,6 +57,7 @@ inline void jump_back(Thread& t, u32 line) {
 // any window. The line is the instruction's in the PTX.
 const u8* read_global(Thread&, u64 address, u32 bytes, u32 line, Access);
 u8* write_global(Thread&, u64 address, u32 bytes, u32 line, Access, const u8* data);
+const u8* read_parameter(Thread&, u64 address, u32 bytes, u32 line);
 const u8* read_shared(Thread&, u64 address, u32 bytes, u32 line, Access);
 u8* write_shared(Thread&, u64 address, u32 bytes, u32 line, Access, const u8* data);
 const u8* read_local(Thread&, u64 address, u32 bytes, u32 line, Access);
@@ -68,7 +69,7 @@ enum Semantics : u32 { relaxed = 0, acquire = 1, release = 2, acq_rel = 3 };
 u8* atomic_global(Thread&, u64 address, u32 bytes, u32 line, Semantics);
 u8* atomic_shared(Thread&, u64 address, u32 bytes, u32 line, Semantics);
 u8* atomic_generic(Thread&, u64 address, u32 bytes, u32 line, Semantics);
-void fence_device(Thread&);
+void fence_device(Thread&, bool sequential = false);
 
 template <class T>
 inline T loaded(const u8* from) {
