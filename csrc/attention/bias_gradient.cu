@@ -12,7 +12,7 @@ namespace attention {
 using BiasGradientSizes = BiasTileSizes<64>;
 
 template <class T>
-__global__ void __launch_bounds__(BiasGradientSizes::threads)
+__global__ void __launch_bounds__(BiasGradientSizes::threads, 1)
     bias_gradient(Problem problem, RowFacts facts, Tensor grad_out, Bias grad, int heads,
                   int batches_sharing, int heads_sharing) {
   constexpr int column_blocks = BiasGradientSizes::keys / 8;

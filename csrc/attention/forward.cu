@@ -1,8 +1,8 @@
 // Attention, forward: out = (Z∘P)·v, lse, and of every row the shift and sum of its softmax.
 //
 // Layout: a block takes 16·row_blocks queries of one head for every warp. Its queries lie in shared
-// memory (those of narrow heads in registers), tiles of keys and values come through two stages of
-// it: while one is multiplied, the next arrives.
+// memory (of some sizes in registers), tiles of keys and values come through two stages of it: while
+// one is multiplied, the next arrives.
 // Plan, for every tile: S = q·kᵀ; the online softmax (Milakov & Gimelshein 2018) in registers: when
 // a tile brings a larger logit, what was summed so far is scaled down to it; sums += P·v. Tiles in
 // which nothing is hidden, of a call without biases, softcap and dropout, have a loop of their own.
@@ -25,10 +25,12 @@ struct ForwardSizes {
                               : is_wide           ? 32
                               : D > 64 || DV > 64 ? 64
                                                   : 96;
-  static constexpr bool keeps_queries = on_tensor_cores<T> && D <= 32;
-  static constexpr int shared_bytes = SharedRows<T, queries, D>::bytes +
-                                      SharedRows<T, 2 * keys, D>::bytes +
-                                      SharedRows<T, 2 * keys, DV>::bytes;
+  static constexpr bool keeps_queries = on_tensor_cores<T> && (D <= 32 || D == 128);
+  static constexpr int query_bytes = SharedRows<T, queries, D>::bytes;
+  static constexpr int stage_bytes =
+      SharedRows<T, keys, D>::bytes + SharedRows<T, keys, DV>::bytes;
+  static_assert(!keeps_queries || query_bytes <= stage_bytes, "kept queries come through a stage");
+  static constexpr int shared_bytes = 2 * stage_bytes + (keeps_queries ? 0 : query_bytes);
 };
 
 template <class T, int D, int DV>
@@ -42,15 +44,21 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
   if (block.first >= place.queries) return;
 
   SharedMemory memory;
-  const auto q_tile = memory.rows_of<T, Sizes::queries, D>();
   const auto k_tiles = memory.rows_of<T, 2 * keys, D>();
   const auto v_tiles = memory.rows_of<T, 2 * keys, DV>();
+  // The second stage of the keys and that of the values are neighbours: kept queries come through
+  // there, before it is first written.
+  const auto keys_of = [&](int stage) { return k_tiles.template part<keys>(stage); };
+  const auto values_of = [&](int stage) { return v_tiles.template part<keys>(stage ^ 1); };
+  const SharedRows<T, Sizes::queries, D> q_tile =
+      Sizes::keeps_queries ? SharedRows<T, Sizes::queries, D>{k_tiles.row(keys)}
+                           : memory.rows_of<T, Sizes::queries, D>();
   const auto k_rows = rows_of_keys<T>(problem.k, place, problem.d);
   const auto v_rows = rows_of_keys<T>(problem.v, place, problem.dv);
   const auto fetch = [&](auto in_vectors, int j0, int stage) {
     constexpr bool always = decltype(in_vectors)::value;
-    copy_rows<threads, always>(k_tiles.template part<keys>(stage), k_rows.from(j0));
-    copy_rows<threads, always>(v_tiles.template part<keys>(stage), v_rows.from(j0));
+    copy_rows<threads, always>(keys_of(stage), k_rows.from(j0));
+    copy_rows<threads, always>(values_of(stage), v_rows.from(j0));
     commit_copies();
   };
 
@@ -79,7 +87,7 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
     if (j0 + keys < span.end) fetch(is_quick, j0 + keys, stage ^ 1);
     Sums<row_blocks, keys / 8> p;
     p.clear();
-    add_pairing(p, q, k_tiles.template part<keys>(stage));
+    add_pairing(p, q, keys_of(stage));
     const Corner<Rows::queries> corner{i0, j0};
     if (!quick)
       finish_logits<T>(problem, place, corner, j0 < span.full_first || j0 >= span.full_end, p);
@@ -96,7 +104,8 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
       highest[r] = row_max(shift[r]);
       // Where nothing was seen yet: not -inf - -inf.
       shift[r] = highest[r] == -infinity() ? 0 : highest[r] * problem.exponent;
-      shrink[r] = exp2_approximate(fmaf(before, problem.exponent, -shift[r]));
+      // From the very number that was taken off before, rounded: not a product inside of an fma.
+      shrink[r] = exp2_approximate(__fmul_rn(before, problem.exponent) - shift[r]);
       total[r] *= shrink[r];
     }
     each(p, [&](float& x, int m, int, int e) {
@@ -108,7 +117,7 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
       each_dropout<row_blocks, keys / 8>(problem, place, corner,
                                          [&](int m, int n, int e, float z) { p.x[m][n][e] *= z; });
     each(sums, [&](float& x, int m, int, int e) { x *= shrink[row_number(m, e)]; });
-    add_product(sums, p, v_tiles.template part<keys>(stage));
+    add_product(sums, p, values_of(stage));
     stage ^= 1;
   };
   each_tile<T>(

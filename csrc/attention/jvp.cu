@@ -21,7 +21,7 @@ struct JvpSizes : SweepSizes<T, D, DV> {
 };
 
 template <class T, int D, int DV>
-__global__ void __launch_bounds__(JvpSizes<T, D, DV>::threads)
+__global__ void __launch_bounds__(JvpSizes<T, D, DV>::threads, 1)
     jvp(Problem problem, Directions along, SoftmaxRows rows, Heads out_tangent,
         RowNumbers lse_tangent, int blocks) {
   using Sizes = JvpSizes<T, D, DV>;

@@ -12,7 +12,7 @@ namespace attention {
 using SecondBiasSizes = BiasTileSizes<32>;
 
 template <class T>
-__global__ void __launch_bounds__(SecondBiasSizes::threads)
+__global__ void __launch_bounds__(SecondBiasSizes::threads, 1)
     second_bias(Problem problem, Directions along, SecondFacts facts, Tensor grad_out, Bias grad,
                 int heads, int batches_sharing, int heads_sharing) {
   constexpr int columns_over_8 = SecondBiasSizes::keys / 8;

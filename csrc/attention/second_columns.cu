@@ -26,7 +26,7 @@ struct SecondColumnsSizes : SweepSizes<T, D, DV> {
 };
 
 template <class T, int D, int DV>
-__global__ void __launch_bounds__(SecondColumnsSizes<T, D, DV>::threads)
+__global__ void __launch_bounds__(SecondColumnsSizes<T, D, DV>::threads, 1)
     second_columns(Problem problem, Directions along, SecondFacts facts, Tensor grad_out,
                    Heads of_k, Heads of_v, RowNumbers column_sums, int blocks) {
   using Sizes = SecondColumnsSizes<T, D, DV>;

@@ -74,7 +74,7 @@ __device__ inline void join_tile(Moments (&moments)[2], Pairs<columns_over_8>& x
 }
 
 template <class T, int D, int DV>
-__global__ void __launch_bounds__(SecondRowsSizes<T, D, DV>::threads)
+__global__ void __launch_bounds__(SecondRowsSizes<T, D, DV>::threads, 1)
     second_rows(Problem problem, Directions along, SoftmaxRows rows, Tensor grad_out,
                 RowNumbers grad_lse, SecondFacts facts, Heads of_q, Heads of_out, int blocks) {
   using Sizes = SecondRowsSizes<T, D, DV>;
