@@ -1,6 +1,7 @@
 """Which memory a kernel may touch, learnt from the tensors whose addresses its op asked for."""
 
 import contextlib
+import functools
 
 import torch
 
@@ -18,6 +19,14 @@ _ALLOCATIONS = (
 )
 
 
+@functools.cache
+def _prepare_forward_mode():
+    """torch compiles functions of its own when forward mode is first used, and could not once
+    torch.empty is ours."""
+    zero = torch.zeros(())
+    torch.func.jvp(torch.sin, (zero,), (zero,))
+
+
 class WatchedMemory(contextlib.ExitStack):
     """Inside the `with`, `buffers()` are the elements of every tensor whose data_ptr() was called:
     writable where torch.empty and the like gave them inside too, or where an op announced its
@@ -30,6 +39,7 @@ class WatchedMemory(contextlib.ExitStack):
         self._buffers = {}
 
     def __enter__(self):
+        _prepare_forward_mode()
         # By name and not by a mode of torch's dispatcher, which custom ops switch off.
         for owner, name in _ALLOCATIONS:
             self._replace(owner, name, self._allocating)
