@@ -131,8 +131,8 @@ def test_taking_a_barrier_away():
     text = ".entry first(\n{\n\tret;\n}\n.entry second(\n{\n\tbar.sync \t0;\n\tbar.sync \t0;\n}\n"
     assert barrier.without_barrier(text, "first") == (text, None)
     without, line = barrier.without_barrier(text, "second")
-    assert line == 7 and without.count("bar.sync") == 1
-    assert without.splitlines()[6].strip() == "" and without.count("\n") == text.count("\n")
+    assert line == 8 and without.count("bar.sync") == 1
+    assert without.splitlines()[7].strip() == "" and without.count("\n") == text.count("\n")
 
 
 # ---- What is missing ----------------------------------------------------------------------------

@@ -18,8 +18,8 @@ class Removed(NamedTuple):
 
 
 def remove_one(workload):
-    """Executes our step of the workload on CUDA without the first barrier of the first kernel in it
-    that has one."""
+    """Executes our step of the workload on CUDA without the last barrier of the first kernel in it
+    that has one: the first one often waits for what the second would wait for too."""
     step = workload.prepare("genkern")
     removed = {}
 
@@ -43,12 +43,13 @@ def remove_one(workload):
 
 
 def without_barrier(text, kernel):
-    """(the PTX without this kernel's first bar.sync, its line there, or None where it has none)"""
+    """(the PTX without this kernel's last bar.sync, its line there, or None where it has none)"""
     start = re.search(rf"\.entry\s+{kernel}\b", text).start()
     end = text.find("\n}", start)
     found = re.compile(r"^[ \t]*(bar\.sync|barrier\.sync)\b[^\n;]*;", re.MULTILINE)
-    barrier = found.search(text, start, end)
-    if barrier is None:
+    barriers = list(found.finditer(text, start, end))
+    if not barriers:
         return text, None
+    barrier = barriers[-1]
     # The line stays, so that those of the message are those of the file.
     return text[: barrier.start()] + text[barrier.end() :], text.count("\n", 0, barrier.start()) + 1

@@ -54,9 +54,13 @@ def causal(call, dtype, d, dv=None):
     call(qkv(dtype, d, dv), is_causal=True)
 
 
+def unmasked(call, dtype, d, dv=None):
+    call(qkv(dtype, d, dv))
+
+
 CASES = {
     "every pass": {"bf16 64": lambda: causal(every_pass, "bf16", 64)},
-    "wide": {"bf16 128": lambda: causal(forward_and_backward, "bf16", 128)},
+    "wide": {"bf16 128": lambda: unmasked(forward_and_backward, "bf16", 128)},
     "heavy": {"bf16 64 heavy": lambda: heavy(forward_and_backward, "bf16", 64)},
     "grid": {
         f"{dtype} {d} {kind.__name__}": lambda dtype=dtype, d=d, kind=kind: kind(
@@ -70,6 +74,11 @@ CASES = {
     "narrow": {
         f"{dtype} 24 to 96": lambda dtype=dtype: causal(every_pass, dtype, 24, 96)
         for dtype in ("bf16", "fp16", "fp32")
+    },
+    "unmasked": {
+        f"bf16 {d} to {dv}": lambda d=d, dv=dv: unmasked(every_pass, "bf16", d, dv)
+        for width in (64, 128, 256)
+        for d, dv in ((width, width), (width, width // 2), (width // 2, width))
     },
 }
 

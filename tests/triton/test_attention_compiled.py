@@ -43,7 +43,8 @@ def test_every_pass_on_every_target(assemblies, fits):
 
 
 def test_wide_heads(assemblies, fits):
-    """d = 128, forward and backward, where the instructions are not those of sm_80."""
+    """d = 128 without a mask, forward and backward, where the instructions are not those of
+    sm_80."""
     found = assemblies("compile_attention.py", "wide", only=("sm_90", "sm_100", "gfx942"))
     assert len(found) == 3 * len(FIRST_ORDER)
     fits(found)
@@ -71,3 +72,9 @@ def test_grid(assemblies, fits):
     assert all(row["spills"] <= n for row, n in zip(found, known, strict=True) if n is not None)
     half = [row for row in found if row["case"].split()[0] in ("bf16", "fp16")]
     assert_on_tensor_cores([row for row in half if row["case"].split()[1] in ("64", "128")])
+
+
+@pytest.mark.exhaustive
+def test_without_a_mask(assemblies, fits):
+    """And where the rows of v are narrower or wider: on the target whose lines were searched so."""
+    fits(assemblies("compile_attention.py", "unmasked", only=("sm_90",)))

@@ -1,13 +1,15 @@
 """Finds the configurations in configurations.txt: python -m genkern.ops.attention.triton.search
 
 For every kernel, target, dtype and head dimension the first of a list of candidates, the largest
-tiles first, that compiles without spills into the target's shared memory. No GPU takes part, so
-these are what fits, not what was measured to be fast (`GENKERN_TRITON_AUTOTUNE=1` measures).
-Prints lines of configurations.txt; an argument picks lines by their beginning ("sm_90 forward").
+tiles first, that compiles without spills into the target's shared memory, whatever the call asks
+for (`kinds`). No GPU takes part, so these are what fits, not what was measured to be fast
+(`GENKERN_TRITON_AUTOTUNE=1` measures). Prints lines of configurations.txt; an argument picks lines
+by their beginning ("sm_90 forward").
 """
 
 import itertools
 import sys
+from typing import NamedTuple
 
 import torch
 
@@ -67,37 +69,67 @@ def candidates(name, target, dtype, features, is_heavy):
             yield configurations.parsed(sizes + "s" * split)
 
 
-def launches(name, target, dtype, features, is_heavy, configuration):
-    """Those of one kernel, in this configuration, with every feature of its kind."""
+class Kind(NamedTuple):
+    """A call that makes other code of a kernel than the others do."""
+
+    d: int
+    dv: int
+    N: int = 256
+    fixed: Fixed = NOTHING_FIXED
+    settings: Settings = Settings(0.1)
+    biases: bool = False
+
+
+def kinds(features, is_heavy):
+    """With and without a mask, lengths of which nothing is known, rows of v that are narrower or
+    wider than those of k; is_heavy: softcap, dropout, biases, all at once first."""
+    sizes = (features, features), (features, features // 2), (features // 2, features)
+    causal, lengths = Settings(0.1, right=0), Fixed(key_lengths=torch.ones(2, dtype=torch.int64))
+    seeded = Fixed(seed=torch.tensor(2**40))
+    if not is_heavy:
+        yield Kind(features, features, settings=causal)
+        yield Kind(features, features, N=203)
+        for d, dv in sizes:
+            yield Kind(d, dv)
+            yield Kind(d, dv, fixed=lengths)
+        return
+    everything = Settings(0.1, softcap=5.0, dropout_p=0.1, left=100, right=0)
+    for d, dv in sizes:
+        fixed = Fixed(key_lengths=lengths.key_lengths, seed=seeded.seed)
+        yield Kind(d, dv, fixed=fixed, settings=everything, biases=True)
+    yield Kind(features, features, settings=Settings(0.1, softcap=5.0))
+    yield Kind(features, features, fixed=seeded, settings=Settings(0.1, dropout_p=0.1))
+    yield Kind(features, features, settings=causal, biases=True)
+    yield Kind(features, features, N=203, biases=True)
+
+
+def launches(name, target, dtype, kind, configuration):
+    """Those of one kernel in this configuration."""
     choose, configurations.choose = configurations.choose, lambda *_: dict(configuration)
     try:
         with recording(target) as recorded:
-            _call(name, dtype, features, is_heavy)
+            _call(name, dtype, kind)
     finally:
         configurations.choose = choose
     return [x for x in recorded if x.kernel.__name__ == f"attention_{name}"]
 
 
-def _call(name, dtype, features, is_heavy):
+def _call(name, dtype, kind):
     sums = torch.float64 if dtype == torch.float64 else torch.float32
+    d, dv, N = kind.d, kind.dv, kind.N
 
-    def make(*sizes):
-        return torch.empty(sizes, dtype=dtype)
+    def make(heads, features):
+        return torch.empty(2, heads, N, features, dtype=dtype)
 
     def inputs():
         biases = (None, None)
-        if is_heavy:
-            biases = torch.empty(1, 4, 256, 256, dtype=sums), torch.empty(2, 2, 256, dtype=sums)
-        heads = make(2, 4, 256, features), make(2, 2, 256, features), make(2, 2, 256, features)
-        return *heads, *biases
+        if kind.biases:
+            biases = torch.empty(1, 4, N, N, dtype=sums), torch.empty(2, 2, N, dtype=sums)
+        return make(4, d), make(2, d), make(2, dv), *biases
 
-    fixed, settings = NOTHING_FIXED, Settings(0.1, right=0)
-    if is_heavy:
-        fixed = Fixed(key_lengths=torch.ones(2, dtype=torch.int64), seed=torch.tensor(2**40))
-        settings = Settings(0.1, softcap=5.0, dropout_p=0.1, left=100, right=0)
-    rows = torch.empty(2, 2, 4, 256, dtype=sums)
-    cotangents = make(2, 4, 256, features), rows[0] if is_heavy else None
-    call = inputs(), fixed, settings
+    rows = torch.empty(2, 2, 4, N, dtype=sums)
+    cotangents = make(4, dv), rows[0] if kind.biases else None
+    call = inputs(), kind.fixed, kind.settings
     if name == "forward":
         launch.forward(*call, True)
     elif name == "jvp":
@@ -115,14 +147,12 @@ def search(name, targets, dtype, features, is_heavy):
         tile = configurations.printed({**configuration, "num_stages": 0})
         if tile == spilled:
             continue  # fewer stages would save a few registers, not so many
-        for target in targets:
-            arguments = target, DTYPES[dtype], features, is_heavy, configuration
+        for target, kind in itertools.product(targets, kinds(features, is_heavy)):
+            arguments = target, DTYPES[dtype], kind, configuration
             found = [compiled(one, target) for one in launches(name, *arguments)]
             if any(one.spills > 200 for one in found):
                 spilled = tile
-            if any(one.spills for one in found):
-                break
-            if any(one.shared_bytes > TARGETS[target] for one in found):
+            if any(one.spills or one.shared_bytes > TARGETS[target] for one in found):
                 break
         else:
             return configuration
