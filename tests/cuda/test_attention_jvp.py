@@ -74,8 +74,21 @@ def test_shapes(dtype, device, on_cuda, poisoned):
     assert_like_reference(*directions((1, 2, 1, 69, 40, 24, 40), dtype, device), on_cuda)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda x: str(x).removeprefix("torch."))
-@pytest.mark.parametrize("widths", [(24, 96), (128, 72), (65, 3)], ids=str)
+PLAIN_WIDE = {((24, 96), torch.float16), ((128, 72), torch.float32)}
+# Every size and dtype is a kernel of its own, and takes seconds to translate.
+WIDE = [
+    pytest.param(
+        widths,
+        dtype,
+        id=f"{widths}-{str(dtype).removeprefix('torch.')}",
+        marks=() if (widths, dtype) in PLAIN_WIDE else pytest.mark.exhaustive,
+    )
+    for widths in ((24, 96), (128, 72), (65, 3))
+    for dtype in TOLERANCE
+]
+
+
+@pytest.mark.parametrize(("widths", "dtype"), WIDE)
 def test_wide_rows(dtype, widths, device, on_cuda, poisoned):
     given = directions((1, 1, 1, 19, 37, *widths), dtype, device, beside=8)
     assert_like_reference(*given, on_cuda)

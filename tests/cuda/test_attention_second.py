@@ -185,8 +185,21 @@ def direct(device, given=range(7), wanted=(True,) * 7, dtype=torch.float32, widt
     return got, expected
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda x: str(x).removeprefix("torch."))
-@pytest.mark.parametrize("widths", [(24, 96), (128, 72), (65, 3)], ids=str)
+PLAIN_WIDE = {((24, 96), torch.float32), ((128, 72), torch.bfloat16)}
+# Every size and dtype is a kernel of its own, and takes seconds to translate.
+WIDE = [
+    pytest.param(
+        widths,
+        dtype,
+        id=f"{widths}-{str(dtype).removeprefix('torch.')}",
+        marks=() if (widths, dtype) in PLAIN_WIDE else pytest.mark.exhaustive,
+    )
+    for widths in ((24, 96), (128, 72), (65, 3))
+    for dtype in TOLERANCE
+]
+
+
+@pytest.mark.parametrize(("widths", "dtype"), WIDE)
 def test_wide_rows(dtype, widths, device, on_cuda, poisoned):
     got, expected = direct(device, dtype=dtype, widths=widths, beside=8)
     assert_close(NAMES, got, expected, TOLERANCE[dtype])
