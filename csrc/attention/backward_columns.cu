@@ -134,13 +134,15 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
         [&](int at) { step(std::true_type(), at); }, [&](int at) { step(std::false_type(), at); });
 
     if (!column_sums.data) continue;
+    // Early or late: each spills a register where the other does not (sm_80, sm_90).
+    const int early = Sizes::in_turns ? 0 : j0, late = j0 - early;
     float* to = static_cast<float*>(column_sums.data) + place.batch * column_sums.batch +
-                place.head * column_sums.head + place.first_key;
+                place.head * column_sums.head + place.first_key + early;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float total = row_sum(totals[r]);
-      const int j = j0 + row_of_lane(r);
-      if (lane() % 4 == 0 && j < place.key_rows) to[j] = total;
+      const int j = late + row_of_lane(r);
+      if (lane() % 4 == 0 && early + j < place.key_rows) to[j] = total;
     }
   }
   const auto store = [&](const Heads& to, int features, const auto& sums) {
