@@ -68,7 +68,8 @@ def compiled(launch, target):
     driver.set_active(_Driver(target))
     result = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
     name, shared = launch.kernel.__name__, result.metadata.shared
-    threads = result.metadata.num_warps * result.metadata.warp_size
+    # Of a warp; older versions do not tell.
+    threads = result.metadata.num_warps * (64 if target.startswith("gfx") else 32)
     call = threads, _arguments(launch, result.src.signature)
     if target.startswith("gfx"):
         text = result.asm["amdgcn"]
