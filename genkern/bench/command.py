@@ -24,14 +24,15 @@ def run(args):
     from genkern.bench.measure import measure
     from genkern.bench.workloads import all_workloads
 
-    chosen = [w for w in all_workloads() if not args.op or w.name.startswith(args.op)]
-    chosen = [w for w in chosen if w.quick or not args.quick]
-    if not chosen:
-        raise ValueError(f"no workload's name begins with {args.op!r}")
     if args.device not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, not {args.device!r}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU on this machine")
+    chosen = all_workloads(args.device)
+    chosen = [w for w in chosen if not args.op or w.name.startswith(args.op)]
+    chosen = [w for w in chosen if w.quick or not args.quick]
+    if not chosen:
+        raise ValueError(f"no workload's name begins with {args.op!r}")
     ceilings = machine.ceilings(args.device)
     print(machine.describe(args.device))
     print(", ".join(f"{name}: {value}" for name, value in ceilings.items()))

@@ -42,9 +42,9 @@ def attention(
     derivative="backward",
     quick=False,
 ):
-    """`derivative`: "backward": forward and backward; "second order": a gradient penalty's step,
-    the gradients of ⟨the gradients, random tangents⟩ after forward and backward; "jvp": the output
-    and its tangent, in forward mode."""
+    """`derivative`: "none": forward without a graph; "backward": forward and backward; "second
+    order": a gradient penalty's step, the gradients of ⟨the gradients, random tangents⟩ after
+    forward and backward; "jvp": the output and its tangent, in forward mode."""
     M, dv = M or N, dv or d
 
     def build(implementation, dtype):
@@ -58,6 +58,10 @@ def attention(
         )
         function = compiled(partial(function, is_causal=is_causal), implementation)
 
+        @torch.no_grad()
+        def forward():
+            return (function(q, k, v),)
+
         def backward():
             out = function(q, k, v)
             return out, *torch.autograd.grad(out, (q, k, v), cotangent)
@@ -69,41 +73,67 @@ def attention(
         def jvp():
             return torch.func.jvp(function, tuple(x.detach() for x in (q, k, v)), tangents)
 
-        return {"backward": backward, "second order": second_order, "jvp": jvp}[derivative]
+        steps = {"none": forward, "backward": backward, "second order": second_order, "jvp": jvp}
+        return steps[derivative]
 
     keys = "" if M == N and dv == d else f" M={M} dv={dv}"
     shape = f"{B}×{H}×{N}×{d}{keys}{' causal' if is_causal else ''}"
-    if derivative == "backward":
-        return Workload("attention", shape, dtype, build, ("compile", "sdpa"), quick)
+    if derivative in ("none", "backward"):
+        op = "attention forward" if derivative == "none" else "attention"
+        return Workload(op, shape, dtype, build, ("compile", "sdpa"), quick)
     return Workload(f"attention {derivative}", shape, dtype, build, (), quick, error_ratio=2.0)
 
 
-def attentions():
-    """The shapes of a transformer, of a long sequence, of small heads, and of SAGAN's block."""
-    quick = {(1, 4, 1024, 64): "compiled", (1, 1, 4096, 64): True, (8, 1, 1024, 24): True}
+# B, H, N, d and options: a transformer's, a long sequence, small heads, SAGAN's blocks.
+SHAPES = (
+    (1, 4, 1024, 64, {}),
+    (1, 4, 1024, 64, {"is_causal": True}),
+    (1, 1, 4096, 64, {}),
+    (8, 1, 1024, 32, {}),
+    (4, 8, 256, 64, {"is_causal": True}),
+    (1, 2, 4096, 128, {"is_causal": True}),
+    (8, 1, 1024, 24, {"M": 256, "dv": 96}),
+    (8, 1, 4096, 24, {"M": 1024, "dv": 96}),
+)
+# What fills a GPU.
+GPU_SHAPES = (
+    (4, 16, 2048, 64, {}),
+    (4, 16, 2048, 64, {"is_causal": True}),
+    (4, 16, 2048, 128, {"is_causal": True}),
+    (1, 8, 8192, 64, {"is_causal": True}),
+    (64, 8, 256, 64, {"is_causal": True}),
+    (64, 1, 1024, 24, {"M": 256, "dv": 96}),
+    (32, 1, 4096, 24, {"M": 1024, "dv": 96}),
+)
+
+
+def attentions(shapes=SHAPES):
+    quick = {
+        (1, 4, 1024, 64): "compiled",
+        (1, 1, 4096, 64): True,
+        (8, 1, 1024, 24): True,
+        (4, 16, 2048, 64): "compiled",
+        (64, 1, 1024, 24): True,
+    }
     for dtype in (torch.float32, torch.bfloat16):
-        for derivative in ("backward", "second order", "jvp"):
-            for B, H, N, d, options in (
-                (1, 4, 1024, 64, {}),
-                (1, 4, 1024, 64, {"is_causal": True}),
-                (1, 1, 4096, 64, {}),
-                (4, 8, 256, 64, {"is_causal": True}),
-                (8, 1, 1024, 24, {"M": 256, "dv": 96}),
-            ):
-                in_quick = dtype == torch.float32 and not options.get("is_causal")
+        for derivative in ("none", "backward", "second order", "jvp"):
+            for B, H, N, d, options in shapes:
+                in_quick = dtype == torch.float32 and derivative != "none"
                 yield attention(
                     *(B, H, N, d),
                     **options,
                     dtype=dtype,
                     derivative=derivative,
-                    quick=in_quick and quick[B, H, N, d],
+                    quick=in_quick
+                    and not options.get("is_causal")
+                    and quick.get((B, H, N, d), False),
                 )
 
 
-def all_workloads():
-    """Every workload, `quick` ones marked."""
+def all_workloads(device="cpu"):
+    """Every workload of a kind of device, `quick` ones marked."""
     return [
-        *attentions(),
+        *attentions(SHAPES if device == "cpu" else GPU_SHAPES),
         *spectral_norms(),
         *loss_workloads(),
         *penalties(),

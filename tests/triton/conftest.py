@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import genkern
 from genkern.assembly import TARGETS
@@ -52,6 +53,16 @@ def quick_interpreter():
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, execute_once
     yield
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace, execute
+
+
+@pytest.fixture(scope="module", autouse=True)
+def where_it_runs():
+    """Without a GPU the interpreter takes CPU tensors; with one the tests' tensors are there."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    with torch.device("cuda"):
+        yield
 
 
 @pytest.fixture
