@@ -1,6 +1,7 @@
 """Everything that only a GPU can tell, in one command, written into one file:
 
     python benchmarks/on_gpu.py [--quick] [--only tests|sanitizer|benchmark …] [--out gpu-report.md]
+    python benchmarks/on_gpu.py --table measured.json
 
 The tests of the CUDA and Triton kernels on the device, some of the CUDA kernels' under
 compute-sanitizer, and the benchmarks of both backends (--quick: those of `genkern bench --quick`).
@@ -10,12 +11,14 @@ passed. Without a GPU it says so and leaves with status 1.
 
 import argparse
 import importlib.util
+import json
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,8 +57,9 @@ class Outcome:
 SANITIZED = "test_shapes or against_the_reference or test_exact"
 
 
-def steps(quick=False):
-    """In the order of their worth: what is right first, then how fast."""
+def steps(quick=False, folder=Path(".")):
+    """In the order of their worth: what is right first, then how fast. folder: for the results of
+    benchmarks."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     # Compiling Triton's kernels takes minutes on one core.
@@ -101,7 +105,11 @@ def steps(quick=False):
             Step(
                 "benchmark",
                 f"genkern bench, backend {backend}",
-                [python, "-m", "genkern", "bench", "--device", "cuda", *["--quick"] * quick],
+                [
+                    *(python, "-m", "genkern", "bench", "--device", "cuda"),
+                    *("--json", str(Path(folder).resolve() / f"{backend}.json")),
+                    *["--quick"] * quick,
+                ],
                 {"GENKERN_BACKEND": backend},
                 minutes=60,
             )
@@ -182,6 +190,40 @@ def words(outcomes):
     return found
 
 
+def measured(folder):
+    """measured.json: what the benchmarks left in the folder, in one document."""
+    backends = {}
+    for backend in BACKENDS:
+        file = Path(folder) / f"{backend}.json"
+        if file.exists():
+            document = json.loads(file.read_text())
+            backends[backend] = document.pop("results")
+            found = {"device": torch.cuda.get_device_name(), **document}
+    return {**found, "backends": backends} if backends else None
+
+
+def table(document):
+    """The benchmarks of both backends side by side, in milliseconds."""
+    rows = {}
+    for backend, results in document["backends"].items():
+        for result in results:
+            row = rows.setdefault(result["name"], {})
+            row.update((k, v) for k, v in result["median"].items() if k != "genkern")
+            right = "" if result["exact_enough"] else " ✗"
+            row[backend] = result["median"]["genkern"], right
+    columns = "eager", "compile", "sdpa", *BACKENDS
+    lines = [f"| ms | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    for name, row in rows.items():
+        cells = []
+        for column in columns:
+            seconds, right = (
+                row.get(column, (None, "")) if column in BACKENDS else (row.get(column), "")
+            )
+            cells.append("–" if seconds is None else f"{seconds * 1e3:.3f}{right}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def report(lines, outcomes):
     """The Markdown file."""
     parts = ["# genkern on a GPU\n", *(f"- {line}" for line in lines), ""]
@@ -204,10 +246,16 @@ def main(argv=None):
     parser.add_argument("--out", default="gpu-report.md", help="the report (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only show the steps")
     parser.add_argument("--quick", action="store_true", help="a selection of the benchmarks")
+    parser.add_argument("--table", metavar="FILE", help="only print what a report's .json holds")
     kinds = "tests", "sanitizer", "benchmark"
     parser.add_argument("--only", nargs="+", choices=kinds, help="only steps of these kinds")
     args = parser.parse_args(argv)
-    chosen = [x for x in steps(args.quick) if not args.only or x.what in ("facts", *args.only)]
+    if args.table:
+        print(table(json.loads(Path(args.table).read_text())))
+        return 0
+    folder = tempfile.mkdtemp()
+    chosen = steps(args.quick, folder)
+    chosen = [x for x in chosen if not args.only or x.what in ("facts", *args.only)]
     if args.dry_run:
         for step in chosen:
             print(_shown(step) + (f"  (not run: {step.needs})" if step.needs else ""))
@@ -223,6 +271,10 @@ def main(argv=None):
         # After every step: whatever stops the machine leaves what is known.
         Path(args.out).write_text(report(lines, outcomes))
     print(f"written to {args.out}")
+    if document := measured(folder):
+        beside = Path(args.out).with_suffix(".json")
+        beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        print(f"and {beside}, for benchmarks/measured.json")
     return 0 if all(outcome.result == "passed" for outcome in outcomes) else 1
 
 

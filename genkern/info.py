@@ -143,7 +143,8 @@ def render(facts):
         lines.append("          their source agrees with fp64 in Triton's interpreter")
     lines.append(f"backend   {facts['backend']}")
     lines += [f"          {op:20} {', '.join(names)}" for op, names in facts["ops"].items()]
-    lines.append("evidence  of the release's tests; on GPUs nothing was measured")
+    device = facts["evidence"]["device"]
+    lines.append(f"evidence  of the release's tests; measured on: {device or 'no GPU'}")
     for backend, ops in facts["evidence"]["backends"].items():
         for op, of_op in ops.items():
             lines.append(f"          {backend:7} {op:15} {evidence.told(of_op)}")

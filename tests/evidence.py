@@ -4,9 +4,11 @@
 
 An op counts as executed on a backend in a dtype where a test that passed launched its kernels into
 the executor, and no test that failed did. It counts as compiled for a target where the tests of the
-machine code passed. Triton's kernels are executed by the workloads of `genkern prove`, in a process
-of their own, because that of the tests interprets Triton; --quick takes only its quick ones, and so
-claims less. Takes the time of these tests: minutes, or an hour where nothing was compiled before.
+machine code passed, and as measured where benchmarks/measured.json, which benchmarks/on_gpu.py
+writes, has a time, and an error that is small enough. Triton's kernels are executed by the
+workloads of `genkern prove`, in a process of their own, because that of the tests interprets
+Triton; --quick takes only its quick ones, and so claims less. Takes the time of these tests:
+minutes, or an hour where nothing was compiled before.
 """
 
 import argparse
@@ -22,7 +24,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+MEASURED = ROOT / "benchmarks" / "measured.json"
 BEGIN, END = "<!-- evidence: written by tests/evidence.py -->", "<!-- end of evidence -->"
+# By how a workload's name begins (genkern/bench): the op and its passes.
+WORKLOADS = {
+    "attention forward": ("attention", ["forward"]),
+    "attention second order": ("attention", ["second"]),
+    "attention jvp": ("attention", ["jvp"]),
+    "attention": ("attention", ["forward", "backward"]),
+    "spectral_norm": ("spectral_norm", ["forward", "backward"]),
+    "gaussian_kl": ("gaussian_kl", ["forward", "backward"]),
+    "R1 norms": ("sample_norms", ["forward", "backward"]),
+    "WGAN-GP norms": ("sample_norms", ["forward", "backward"]),
+    "hinge": ("losses", ["forward", "backward"]),
+}
 # Where an op has another name than its folder.
 FOLDERS = {"adversarial_loss": "losses"}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -155,7 +170,22 @@ def executed_in_a_process_of_its_own(which):
     return ({tuple(x) for x in part} for part in json.loads(done.stdout.splitlines()[-1]))
 
 
-def gathered(executed, failed, compiled):
+def measured():
+    """(the device, {(backend, op, pass, dtype)} that a GPU was seen to do right and was timed)."""
+    if not MEASURED.exists():
+        return None, set()
+    document, found = json.loads(MEASURED.read_text()), set()
+    for backend, results in document["backends"].items():
+        for result in results:
+            start = next((x for x in WORKLOADS if result["name"].startswith(x)), None)
+            if start and result["exact_enough"]:
+                op, passes = WORKLOADS[start]
+                dtype = result["name"].split()[-1]
+                found.update((backend, op, of_pass, dtype) for of_pass in passes)
+    return document["device"], found
+
+
+def gathered(executed, failed, compiled, measured=()):
     """evidence.json's "backends"."""
     from genkern.info import OPS
 
@@ -164,16 +194,23 @@ def gathered(executed, failed, compiled):
         for op, module in OPS.items():
             if backend not in module.KERNELS:
                 continue
-            passes = defaultdict(list)
-            good = {x for x in executed - failed if x[:2] == (backend, op)}
-            for _, _, of_pass, dtype in sorted(good, key=lambda x: (x[2], DTYPES.index(x[3]))):
-                passes[of_pass].append(SHORT[dtype])
-            order = sorted(passes, key=lambda x: (x != "forward", x))
-            backends.setdefault(backend, {})[op] = {
-                "executed": {name: passes[name] for name in order},
+            of_op = {
+                "measured": _by_pass(x[2:] for x in measured if x[:2] == (backend, op)),
+                "executed": _by_pass(x[2:] for x in executed - failed if x[:2] == (backend, op)),
                 "compiled": sorted(compiled.get((backend, op), ()), key=_by_number),
             }
+            backends.setdefault(backend, {})[op] = of_op
     return backends
+
+
+def _by_pass(found):
+    """{pass: [dtype, …]}, the forward first."""
+    passes = defaultdict(list)
+    for of_pass, dtype in sorted(
+        found, key=lambda x: (x[0] != "forward", x[0], DTYPES.index(x[1]))
+    ):
+        passes[of_pass].append(SHORT[dtype])
+    return dict(passes)
 
 
 def _by_number(target):
@@ -212,8 +249,9 @@ def main():
     executed, failed = executed_in_a_process_of_its_own(which)
     compiled = {of: found for of, found in plugin.compiled.items() if of not in plugin.refuted}
     versions = {"torch": torch.__version__.partition("+")[0], "triton": _triton.version()}
-    backends = gathered(plugin.executed | executed, plugin.failed | failed, compiled)
-    found = {"versions": versions, "backends": backends}
+    device, timed = measured()
+    backends = gathered(plugin.executed | executed, plugin.failed | failed, compiled, timed)
+    found = {"versions": versions, "device": device, "backends": backends}
     evidence.FILE.write_text(json.dumps(found, indent=1) + "\n")
     README.write_text(with_table(README.read_text(), evidence.table(found, OPS)))
     return status

@@ -47,6 +47,9 @@ def test_words():
     assert evidence.told({"executed": passes, "compiled": ["sm_80", "sm_90"]}) == (
         "executed: forward, backward in fp32, bf16, jvp in fp32; compiled: sm_80, sm_90"
     )
+    assert evidence.told({"measured": {"jvp": ["bf16"]}, "executed": {}, "compiled": []}) == (
+        "measured: jvp in bf16"
+    )
     assert evidence.told({"executed": {}, "compiled": ["sm_80"]}) == "compiled: sm_80"
     assert evidence.told({"executed": {}, "compiled": []}) == "not run"
     found = {"backends": {"cuda": {"losses": {"executed": {}, "compiled": []}}}}
@@ -66,12 +69,14 @@ def test_an_op_counts_where_a_passed_test_executed_it_and_no_failed_one_did(scri
     executed = {(*losses, "forward", "float32"), (*losses, "forward", "bfloat16")}
     executed |= {(*losses, "backward", "float32"), (*kl, "forward", "float32")}
     failed = {(*losses, "forward", "bfloat16"), (*kl, "forward", "float32")}
-    found = script.gathered(executed, failed, {losses: {"sm_120", "sm_80"}})["cuda"]
+    timed = {(*losses, "backward", "bfloat16")}
+    found = script.gathered(executed, failed, {losses: {"sm_120", "sm_80"}}, timed)["cuda"]
     assert found["losses"] == {
+        "measured": {"backward": ["bf16"]},
         "executed": {"forward": ["fp32"], "backward": ["fp32"]},
         "compiled": ["sm_80", "sm_120"],
     }
-    assert found["gaussian_kl"] == {"executed": {}, "compiled": []}
+    assert found["gaussian_kl"] == {"measured": {}, "executed": {}, "compiled": []}
 
 
 def test_only_what_the_executor_took_is_executed(script, monkeypatch):
@@ -126,4 +131,32 @@ def test_left_out(): run(torch.float16)
 
 
 def test_the_file_is_json():
-    assert set(json.loads(evidence.FILE.read_text())) == {"versions", "backends"}
+    assert set(json.loads(evidence.FILE.read_text())) == {"versions", "device", "backends"}
+
+
+def test_what_a_gpu_measured_is_read_from_its_report(script, monkeypatch, tmp_path):
+    def result(name, exact_enough=True):
+        return {"name": name, "exact_enough": exact_enough}
+
+    report = {
+        "device": "an imagined one",
+        "backends": {
+            "cuda": [result("attention 1×1×8×8 bfloat16"), result("hinge D 64 float32", False)],
+            "triton": [
+                result("attention jvp 1×1×8×8 causal float32"),
+                result("lsgan D 64 float32"),
+            ],
+        },
+    }
+    monkeypatch.setattr(script, "MEASURED", tmp_path / "measured.json")
+    assert script.measured() == (None, set())
+    script.MEASURED.write_text(json.dumps(report))
+    attention = "attention"
+    assert script.measured() == (
+        "an imagined one",
+        {
+            ("cuda", attention, "forward", "bfloat16"),
+            ("cuda", attention, "backward", "bfloat16"),
+            ("triton", attention, "jvp", "float32"),
+        },
+    )

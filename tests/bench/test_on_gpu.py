@@ -1,6 +1,7 @@
 """benchmarks/on_gpu.py, as far as it goes without a GPU."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_outcomes(on_gpu):
 def fake_gpu(on_gpu, monkeypatch, steps):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(on_gpu, "machine", lambda: ["device: an imagined one", "driver: 1"])
-    monkeypatch.setattr(on_gpu, "steps", lambda quick: steps)
+    monkeypatch.setattr(on_gpu, "steps", lambda *_: steps)
 
 
 def test_a_failed_step_is_recorded_and_the_rest_goes_on(on_gpu, monkeypatch, tmp_path, capsys):
@@ -155,3 +156,21 @@ def test_memory_and_time_of_a_device(monkeypatch):
     asked.clear()
     machine.median_seconds(lambda: asked.append("call"), 2, "cuda")
     assert asked == ["call", "synchronize"] * 2
+
+
+def test_the_benchmarks_results_become_one_document(on_gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an imagined one")
+    assert on_gpu.measured(tmp_path) is None
+    document = {"machine": "all", "ceilings": {}, "results": [{"name": "hinge D 64 float32"}]}
+    (tmp_path / "cuda.json").write_text(json.dumps(document))
+    assert on_gpu.measured(tmp_path) == {
+        "device": "an imagined one",
+        "machine": "all",
+        "ceilings": {},
+        "backends": {"cuda": [{"name": "hinge D 64 float32"}]},
+    }
+
+
+def test_the_written_report_has_the_table_of_its_numbers(on_gpu):
+    document = json.loads((on_gpu.HERE / "measured.json").read_text())
+    assert on_gpu.table(document) in (on_gpu.HERE / "GPU.md").read_text()
