@@ -202,17 +202,19 @@ def _peer(rows):
 
 
 def _verdict(rows):
-    """Where ours are more, plainly."""
+    """Where ours need more, plainly."""
     sentences = []
     for backend, name in (("cuda", "CUDA"), ("triton", "Triton")):
         known = [row for row in rows if row.get(backend)]
         more = [row for row in known if per_tensor(row[backend]) > per_tensor(row["flex"])]
+        where = {}
+        for row in more:
+            what = f"{row['sweep'].replace('_', ', ')}, d={row['features']}"
+            where.setdefault(what, []).append(row["target"])
         if more:
-            where = ", ".join(
-                f"{row['sweep'].replace('_', ', ')} d={row['features']} ({row['target']})"
-                for row in more
-            )
-            sentences.append(f"genkern's {name} kernels need **more** than it in: {where}.\n")
+            listed = "; ".join(f"{what}: {', '.join(on)}" for what, on in where.items())
+            in_rows = "every row" if len(more) == len(known) else f"these rows: {listed}"
+            sentences.append(f"genkern's {name} kernels need **more** than it in {in_rows}.\n")
         elif known:
             sentences.append(f"genkern's {name} kernels need no more than it in any row.\n")
     return "".join(sentences)

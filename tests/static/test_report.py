@@ -220,9 +220,12 @@ def test_ours_beside_the_peer():
 
 
 def test_where_ours_need_more_is_said():
-    text = render._peer([of_peer("backward_rows", cuda=loop(64, 20, 400)), of_peer()])
-    assert "CUDA kernels need **more** than it in: backward, rows d=64 (sm_80)." in text
-    assert "Triton kernels" not in text
+    slow, fast = loop(64, 20, 400), loop(64, 20, 100)
+    rows = [of_peer("backward_rows", cuda=slow), of_peer(cuda=fast), of_peer()]
+    text = render._peer([*rows, of_peer("backward_rows", cuda=slow, target="sm_86")])
+    said = "CUDA kernels need **more** than it in these rows: backward, rows, d=64: sm_80, sm_86."
+    assert said in text and "Triton kernels" not in text
+    assert "need **more** than it in every row." in render._peer([rows[0]])
 
 
 def test_flex_attention_is_rendered_by_torch_itself(monkeypatch, tmp_path):
