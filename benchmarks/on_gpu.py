@@ -1,10 +1,11 @@
 """Everything that only a GPU can tell, in one command, written into one file:
 
-    python benchmarks/on_gpu.py [--out gpu-report.md] [--dry-run]
+    python benchmarks/on_gpu.py [--quick] [--out gpu-report.md] [--dry-run]
 
-The tests of the CUDA kernels on the device, the same under compute-sanitizer, and the benchmarks of
-both backends. A step that fails is recorded and the rest goes on; the exit status is 0 only where
-every step passed. Without a GPU it says so and leaves with status 1.
+The tests of the CUDA and Triton kernels on the device, some of the CUDA kernels' under
+compute-sanitizer, and the benchmarks of both backends (--quick: those of `genkern bench --quick`).
+A step that fails is recorded and the rest goes on; the exit status is 0 only where every step
+passed. Without a GPU it says so and leaves with status 1.
 """
 
 import argparse
@@ -48,13 +49,18 @@ class Outcome:
     output: str = ""
 
 
-def steps():
+# Of the tests those that run each kernel on a few sizes: a sanitizer slows them down a lot.
+SANITIZED = "test_shapes or against_the_reference or test_exact"
+
+
+def steps(quick=False):
     """In the order of their worth: what is right first, then how fast."""
     python = sys.executable
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "../tests/cuda"]
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     found = [
         Step("facts", "genkern info", [python, "-m", "genkern", "info"]),
-        Step("tests", "the CUDA kernels' tests on the device", pytest, minutes=30),
+        Step("tests", "the CUDA kernels' tests on the device", [*pytest, "../tests/cuda"]),
+        Step("tests", "the Triton kernels' tests on the device", [*pytest, "../tests/triton"]),
     ]
     sanitizer = find_sanitizer()
     for tool in SANITIZERS:
@@ -69,6 +75,9 @@ def steps():
                     "--error-exitcode",
                     "9",
                     *pytest,
+                    "../tests/cuda",
+                    "-k",
+                    SANITIZED,
                 ],
                 # Freed memory must be free, and not torch's to hand out again.
                 {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
@@ -81,7 +90,7 @@ def steps():
             Step(
                 "benchmark",
                 f"genkern bench, backend {backend}",
-                [python, "-m", "genkern", "bench", "--device", "cuda"],
+                [python, "-m", "genkern", "bench", "--device", "cuda", *["--quick"] * quick],
                 {"GENKERN_BACKEND": backend},
                 minutes=60,
             )
@@ -183,8 +192,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", default="gpu-report.md", help="the report (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only show the steps")
+    parser.add_argument("--quick", action="store_true", help="a selection of the benchmarks")
     args = parser.parse_args(argv)
-    chosen = steps()
+    chosen = steps(args.quick)
     if args.dry_run:
         for step in chosen:
             print(_shown(step) + (f"  (not run: {step.needs})" if step.needs else ""))

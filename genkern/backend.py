@@ -6,6 +6,7 @@ meaning of every op, slow, differentiable any number of times.
 
 import contextlib
 import os
+import threading
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ def _check(name, where):
 _DEFAULT = _from_environment()
 _wanted = ContextVar("genkern_backend", default=_DEFAULT)
 wanted = _wanted.get  # the backend that somebody asked for, or None
+_wanted_last = [_DEFAULT]  # by any thread: autograd's threads for GPUs have no context of their own
 listeners = []  # the lists that `explain` has handed out
 
 
@@ -58,10 +60,12 @@ def use_backend(name):
     """
     _check(name, "the backend's name")
     token = _wanted.set(name)
+    _wanted_last.append(name)
     try:
         yield
     finally:
         _wanted.reset(token)
+        _wanted_last.remove(name)
 
 
 @contextlib.contextmanager
@@ -91,6 +95,8 @@ def choose(op, tensor, kernels, what=None):
     the reference, on one device the preferred first; `what`: what it is that others may lack, if
     not the dtype. The tensors' device and dtype are uniform: op.py has checked that."""
     asked_for = _wanted.get()
+    if asked_for is None and not tensor.is_cpu and not _is_pythons_own_thread():
+        asked_for = _wanted_last[-1]
     what = what or tensor.dtype
     if asked_for is None:
         backend, reason = _default(tensor, kernels, what)
@@ -99,6 +105,10 @@ def choose(op, tensor, kernels, what=None):
     if listeners:
         record(op, backend, reason)
     return backend
+
+
+def _is_pythons_own_thread():
+    return not isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def _default(tensor, kernels, what):

@@ -24,7 +24,7 @@ _tables_of_graphs = []
 def device_table(rows, device):
     """The int64 numbers (addresses, sizes, counters, …) as a tensor on the device, which kernels
     may write; without waiting for it."""
-    table = torch.tensor(rows, dtype=torch.int64)
+    table = torch.tensor(rows, dtype=torch.int64, device="cpu")  # whatever the default is
     if device.type != "cuda":
         return torch.empty_like(table).copy_(table)  # what the executor lets kernels write
     table = table.pin_memory()

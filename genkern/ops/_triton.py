@@ -55,6 +55,12 @@ def has_fp64_products():
     return _numbers(version()) >= (3, 5)
 
 
+def has_fp64_products_of_bytes():
+    """Whether it takes doubles that were made from single bytes, such as a mask's. Up to 3.8 such
+    kernels did not compile."""
+    return _numbers(version()) >= (3, 9)
+
+
 def _numbers(text):
     return tuple(int(part) for part in text.split("+")[0].split(".")[:2])
 

@@ -21,13 +21,14 @@ _ALLOCATIONS = (
 
 
 class WatchedMemory(contextlib.ExitStack):
-    """Inside the `with`, `buffers()` are the elements of every tensor whose data_ptr() was called:
-    writable where torch.empty and the like gave them inside too, or where an op announced its
-    write by increment_version, else write-protected."""
+    """Inside the `with`, `buffers()` are the elements of every tensor whose data_ptr() was called
+    and whose memory somebody still has: writable where torch.empty and the like gave them inside
+    too, or where an op announced its write by increment_version, else write-protected. Memory that
+    nobody has any more is no buffer: on a GPU it would be the next tensor's."""
 
     def __init__(self):
         super().__init__()
-        self._held = []  # so that no address is used twice
+        self._storages = {}  # by address; held, so that no address is used twice
         self._writable = set()  # addresses of storages
         self._buffers = {}
 
@@ -77,9 +78,15 @@ class WatchedMemory(contextlib.ExitStack):
             return  # it has no memory
         if is_functorch_wrapped_tensor(tensor):
             return  # nor has what torch.func's transforms see
-        storage = tensor.untyped_storage()
-        self._held.append(storage)
-        self._writable.add(storage.data_ptr())
+        self._writable.add(self._hold(tensor.untyped_storage()))
+
+    def _hold(self, storage):
+        self._storages[storage.data_ptr()] = storage
+        return storage.data_ptr()
+
+    def _is_freed(self, address):
+        """Whether what is held here is all that keeps a storage."""
+        return torch._C._storage_Use_Count(self._storages[address]._cdata) == 1
 
     def add(self, tensor):
         if tensor.numel() == 0:
@@ -89,9 +96,8 @@ class WatchedMemory(contextlib.ExitStack):
         last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         key = start, (last + 1) * tensor.element_size()
         if key not in self._buffers:
-            self._held.append(tensor.detach())
             name = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-            self._buffers[key] = storage.data_ptr(), name
+            self._buffers[key] = self._hold(storage), name
 
     def buffers(self):
         from genkern.ptx import Buffer
@@ -99,4 +105,5 @@ class WatchedMemory(contextlib.ExitStack):
         return [
             Buffer(start, nbytes, storage in self._writable, name)
             for (start, nbytes), (storage, name) in self._buffers.items()
+            if not self._is_freed(storage)
         ]

@@ -44,7 +44,7 @@ def test_without_a_gpu_it_says_so(on_gpu, capsys, tmp_path):
 def test_dry_run_shows_every_step(capsys, on_gpu):
     assert on_gpu.main(["--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(on_gpu.steps()) == 8
+    assert len(lines) == len(on_gpu.steps()) == 9
     for tool in on_gpu.SANITIZERS:
         assert any(f"--tool {tool}" in line and "tests/cuda" in line for line in lines)
     for backend in on_gpu.BACKENDS:
@@ -80,7 +80,7 @@ def test_outcomes(on_gpu):
 def fake_gpu(on_gpu, monkeypatch, steps):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(on_gpu, "machine", lambda: ["device: an imagined one", "driver: 1"])
-    monkeypatch.setattr(on_gpu, "steps", lambda: steps)
+    monkeypatch.setattr(on_gpu, "steps", lambda quick: steps)
 
 
 def test_a_failed_step_is_recorded_and_the_rest_goes_on(on_gpu, monkeypatch, tmp_path, capsys):

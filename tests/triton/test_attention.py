@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import genkern
 from genkern.backend import use_backend
+from genkern.ops.attention.kernels import WIDEST_FP64
 
 # (B, H, Hk, N, M, d, dv): one of everything; a row more than a tile, so that a causal query sees
 # one key of the next; ragged around the tiles; N < M and N > M; the SAGAN block; heads that share
@@ -85,6 +86,8 @@ def assert_like_reference(qkv, cotangent, attn_mask=None, **options):
 @every_dtype
 def test_shapes(dtype, poisoned):
     for n, shape in enumerate(SHAPES):
+        if dtype == torch.float64 and torch.cuda.is_available() and max(shape[-2:]) > WIDEST_FP64:
+            continue  # only the interpreter has registers for them
         assert_like_reference(*tensors(shape, dtype), is_causal=n % 2 == 1)
 
 
@@ -273,7 +276,7 @@ def test_compiled_graphs_and_wide_heads():
         assert {choice.backend for choice in log} == {"triton"}
         wide = torch.randn(1, 2, 3, 257)
         genkern.attention(wide, wide, wide)
-    assert log[-1].backend == "cpu"
+    assert log[-1].backend == ("reference" if wide.is_cuda else "cpu")
     assert "has no attention for heads of more than 256 features" in log[-1].reason
 
 

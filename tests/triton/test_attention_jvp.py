@@ -9,6 +9,7 @@ import genkern
 from genkern.backend import use_backend
 from genkern.ops.attention import reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, Settings
+from genkern.ops.attention.kernels import WIDEST_FP64
 from genkern.ops.attention.triton import configurations, launch
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 6e-3}
@@ -75,6 +76,8 @@ def assert_like_reference(inputs, tangents, mask=None, tolerance=None, **options
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda x: str(x).removeprefix("torch."))
 def test_shapes(dtype, poisoned):
     for shape in [(1, 2, 1, 21, 40, 24, 40), (1, 1, 1, 5, 9, 70, 3)]:
+        if dtype == torch.float64 and torch.cuda.is_available() and max(shape[-2:]) > WIDEST_FP64:
+            continue  # only the interpreter has registers for them
         assert_like_reference(*directions(shape, dtype))
 
 

@@ -12,7 +12,7 @@ from genkern.ops.attention import reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, Settings
 from genkern.ops.attention.triton import configurations, launch
 
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5, torch.float16: 1e-2}
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 1e-2}
 ROOM = 40  # more rows of NaN than a tile is high
 RAN = {"attention", "attention.backward", "attention.second"}
 

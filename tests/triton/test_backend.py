@@ -33,6 +33,12 @@ def test_importing_genkern_imports_no_triton(python):
     assert python(code, TRITON_INTERPRET="0").stdout.strip() == "False"
 
 
+in_the_interpreter = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with a GPU Triton's kernels run there"
+)
+
+
+@in_the_interpreter
 def test_backend_by_the_environment(python):
     code = """
 import torch, genkern
@@ -71,6 +77,7 @@ def test_a_triton_that_does_not_import(monkeypatch, asked_anew):
         attend()
 
 
+@in_the_interpreter
 def test_bf16_is_wrong_in_the_interpreter():
     x = torch.randn(1, 1, 3, 4, dtype=torch.bfloat16)
     with use_backend("triton"), genkern.explain() as log:

@@ -150,6 +150,8 @@ class Call:
         return tuple(self.numbers(plane) for plane in x)
 
     def new_facts(self, kinds):
-        """Memory for what a pass by rows tells the others."""
+        """Memory for what a pass by rows tells the others. It lives as long as the call: freed
+        before the last launch, it would be the next result's."""
         q = self.inputs[0]
-        return q.new_empty((kinds, *q.shape[:3]), dtype=torch.float32)
+        self.facts = q.new_empty((kinds, *q.shape[:3]), dtype=torch.float32)
+        return self.facts

@@ -1,5 +1,7 @@
 """One call of an attention kernel's pass: what its launches share."""
 
+import torch
+
 from genkern.ops import _device, _triton
 from genkern.ops._tensors import ARITHMETIC
 from genkern.ops.attention import kernels
@@ -18,6 +20,8 @@ class Call:
     def __init__(self, inputs, fixed, settings):
         q, k, v, bias, key_bias = kernels.readable_inputs(inputs)
         q, k, v = near_rows(q), near_rows(k), near_rows(v)
+        if bias is not None and bias.dtype == torch.bool and q.dtype == torch.float64:
+            bias = bias if _triton.has_fp64_products_of_bytes() else _as_numbers(bias)
         self.inputs = q, k, v, bias, key_bias
         self.fixed = fixed._replace(seed=_on(self.inputs[0].device, fixed.seed))
         self.settings = check_longest(self.inputs, fixed, settings)
@@ -26,11 +30,12 @@ class Call:
             settings.softcap or settings.dropout_p or bias is not None or key_bias is not None
         )
         d, dv = q.shape[3], v.shape[3]
+        fewest = _fewest_columns(_triton.target(q), q.dtype)
         self.constants = {
             "d": d,
             "dv": dv,
-            "D": _padded(d),
-            "DV": _padded(dv),
+            "D": _padded(d, fewest),
+            "DV": _padded(dv, fewest),
             "A": _triton.element_type(ARITHMETIC[q.dtype]),
             "PRECISION": "ieee",
         }
@@ -143,9 +148,21 @@ def near_rows(x):
     return x.contiguous()
 
 
-def _padded(features):
+def _padded(features, fewest):
     """As many columns as a tile of them has."""
-    return max(16, 1 << (max(features, 1) - 1).bit_length())
+    return max(fewest, 1 << (max(features, 1) - 1).bit_length())
+
+
+def _fewest_columns(target, dtype):
+    """tl.dot asks for 16; on an H100 Triton 3.6 reads beyond shared memory where a tile of as few
+    is multiplied after it came in unaligned (rows of 12 elements)."""
+    in_groups_of_warps = target.startswith("sm_") and int(target.removeprefix("sm_")) >= 90
+    return 32 if in_groups_of_warps and dtype.itemsize == 2 else 16
+
+
+def _as_numbers(mask):
+    """The additive bias that hides what a boolean one does."""
+    return torch.zeros_like(mask, dtype=torch.float64).masked_fill_(~mask, float("-inf"))
 
 
 def _on(device, seed):
