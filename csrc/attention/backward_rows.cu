@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads,
   const auto v_tiles = memory.rows_of<T, 2 * keys, DV>();
   const auto k_rows = rows_of_keys<T>(problem.k, place, problem.d);
   const auto v_rows = rows_of_keys<T>(problem.v, place, problem.dv);
-  TileCopies<threads, T, keys, D> of_keys(k_rows);
-  TileCopies<threads, T, keys, DV> of_values(v_rows);
+  TileCopies<threads, T, keys, D, Sizes::resident == 1> of_keys(k_rows);
+  TileCopies<threads, T, keys, DV, Sizes::resident == 1> of_values(v_rows);
   const auto fetch = [&](auto is_quick, int j0, int stage) {
     of_keys.copy(is_quick, k_tiles.template part<keys>(stage), j0);
     of_values.copy(is_quick, v_tiles.template part<keys>(stage), j0);

@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
                            : memory.rows_of<T, Sizes::queries, D>();
   const auto k_rows = rows_of_keys<T>(problem.k, place, problem.d);
   const auto v_rows = rows_of_keys<T>(problem.v, place, problem.dv);
-  TileCopies<threads, T, keys, D, (D < 128)> copies_of_keys(k_rows);
-  TileCopies<threads, T, keys, DV, (D < 128)> copies_of_values(v_rows);
+  TileCopies<threads, T, keys, D, false> copies_of_keys(k_rows);
+  TileCopies<threads, T, keys, DV, false> copies_of_values(v_rows);
   const auto fetch = [&](auto is_quick, int j0, int stage) {
     copies_of_keys.copy(is_quick, keys_of(stage), j0);
     copies_of_values.copy(is_quick, values_of(stage), j0);

@@ -129,9 +129,9 @@ __device__ inline void copy_elements(SharedRows<T, rows, features> to, const Glo
   }
 }
 
-template <int threads, class T, int rows, int features>
+template <int threads, bool always_in_vectors = false, class T, int rows, int features>
 __device__ inline void copy_rows(SharedRows<T, rows, features> to, const GlobalRows<T>& from) {
-  if (from.in_vectors)
+  if (always_in_vectors || from.in_vectors)
     copy_vectors<threads>(to, from);
   else
     copy_elements<threads>(to, from);
@@ -139,13 +139,13 @@ __device__ inline void copy_rows(SharedRows<T, rows, features> to, const GlobalR
 
 // Tiles of a tensor one after another. Where all is `in_whole_vectors`, a thread keeps its place in
 // the next tile, and copies 16 bytes or none: few instructions for a tile. remembers: its place in
-// shared memory too, where a register is left for it.
+// shared memory too, and how many rows there are, where registers are left for them.
 template <int threads, class T, int rows, int features, bool remembers = true>
 class TileCopies {
  public:
   __device__ explicit TileCopies(const GlobalRows<T>& from)
       : from_(from),
-        count_(kept(column() < from.features ? from.count - first() : 0)),
+        count_(remembers ? kept(count(from)) : count(from)),
         place_(remembers ? kept(place()) : place()) {}
 
   // The tile from row i0 on. is_quick: in whole vectors, behind the one that was copied last.
@@ -172,6 +172,9 @@ class TileCopies {
   static_assert(threads % pieces == 0, "a thread's pieces lie in one column");
   __device__ static int column() { return threadIdx.x % pieces * elements; }
   __device__ static int first() { return threadIdx.x / pieces; }
+  __device__ static int count(const GlobalRows<T>& from) {
+    return column() < from.features ? from.count - first() : 0;
+  }
   __device__ static int place() {
     return (first() * SharedRows<T, 1, features>::stride + column()) * int(sizeof(T));
   }
