@@ -57,8 +57,14 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
   TileCopies<threads, T, keys, D, false> copies_of_keys(k_rows);
   TileCopies<threads, T, keys, DV, false> copies_of_values(v_rows);
   const auto fetch = [&](auto is_quick, int j0, int stage) {
-    copies_of_keys.copy(is_quick, keys_of(stage), j0);
-    copies_of_values.copy(is_quick, values_of(stage), j0);
+    if constexpr (Sizes::is_small) {  // on sm_90 no register is left to keep a place in
+      constexpr bool always = decltype(is_quick)::value;
+      copy_rows<threads, always>(keys_of(stage), k_rows.from(j0));
+      copy_rows<threads, always>(values_of(stage), v_rows.from(j0));
+    } else {
+      copies_of_keys.copy(is_quick, keys_of(stage), j0);
+      copies_of_values.copy(is_quick, values_of(stage), j0);
+    }
     commit_copies();
   };
 
