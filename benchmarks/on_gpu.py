@@ -1,6 +1,6 @@
 """Everything that only a GPU can tell, in one command, written into one file:
 
-    python benchmarks/on_gpu.py [--quick] [--out gpu-report.md] [--dry-run]
+    python benchmarks/on_gpu.py [--quick] [--only tests|sanitizer|benchmark …] [--out gpu-report.md]
 
 The tests of the CUDA and Triton kernels on the device, some of the CUDA kernels' under
 compute-sanitizer, and the benchmarks of both backends (--quick: those of `genkern bench --quick`).
@@ -9,6 +9,7 @@ passed. Without a GPU it says so and leaves with status 1.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import shlex
@@ -57,10 +58,20 @@ def steps(quick=False):
     """In the order of their worth: what is right first, then how fast."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # Compiling Triton's kernels takes minutes on one core.
+    at_once = ["-n", "auto"] if importlib.util.find_spec("xdist") else []
     found = [
         Step("facts", "genkern info", [python, "-m", "genkern", "info"]),
-        Step("tests", "the CUDA kernels' tests on the device", [*pytest, "../tests/cuda"]),
-        Step("tests", "the Triton kernels' tests on the device", [*pytest, "../tests/triton"]),
+        Step(
+            "tests",
+            "the CUDA kernels' tests on the device",
+            [*pytest, *at_once, "../tests/cuda"],
+        ),
+        Step(
+            "tests",
+            "the Triton kernels' tests on the device",
+            [*pytest, *at_once, "../tests/triton"],
+        ),
     ]
     sanitizer = find_sanitizer()
     for tool in SANITIZERS:
@@ -193,8 +204,10 @@ def main(argv=None):
     parser.add_argument("--out", default="gpu-report.md", help="the report (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only show the steps")
     parser.add_argument("--quick", action="store_true", help="a selection of the benchmarks")
+    kinds = "tests", "sanitizer", "benchmark"
+    parser.add_argument("--only", nargs="+", choices=kinds, help="only steps of these kinds")
     args = parser.parse_args(argv)
-    chosen = steps(args.quick)
+    chosen = [x for x in steps(args.quick) if not args.only or x.what in ("facts", *args.only)]
     if args.dry_run:
         for step in chosen:
             print(_shown(step) + (f"  (not run: {step.needs})" if step.needs else ""))

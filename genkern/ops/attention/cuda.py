@@ -120,19 +120,18 @@ class Call:
         if fixed.seed is not None:  # drawn on the CPU it moves without a wait
             fixed = fixed._replace(seed=fixed.seed.to(q.device, non_blocking=True))
         self.fixed = fixed
-        self.settings = check_longest(self.inputs, fixed, settings)
+        settings = check_longest(self.inputs, fixed, settings)
+        N, M = q.shape[2], self.inputs[1].shape[2]
+        longest = N, M
+        if fixed.q_starts is not None:
+            longest = settings.longest_q, settings.longest_k
+        self.problem = kernels.problem_arguments(self.inputs, fixed, settings, 0, N, M)
+        self.seed_and_longest = 0 if fixed.seed is None else fixed.seed.data_ptr(), *longest
 
     def launch(self, launcher, *args):
-        q, k = self.inputs[:2]
-        longest = q.shape[2], k.shape[2]
-        if self.fixed.q_starts is not None:
-            longest = self.settings.longest_q, self.settings.longest_k
-        seed = 0 if self.fixed.seed is None else self.fixed.seed.data_ptr()
-        problem = kernels.problem_arguments(
-            self.inputs, self.fixed, self.settings, 0, q.shape[2], k.shape[2]
-        )
+        q = self.inputs[0]
         with on_device(q):
-            launcher(problem, *args, (seed, *longest, stream(q)))
+            launcher(self.problem, *args, (*self.seed_and_longest, stream(q)))
 
     def heads(self, x):
         return kernels.heads_address(x, self.fixed)
@@ -147,7 +146,10 @@ class Call:
 
     def planes(self, x):
         """The addresses of the first dimension's planes, [B, H, N] each."""
-        return tuple(self.numbers(plane) for plane in x)
+        plane, batch, head, _ = x.stride()
+        first, step = x.data_ptr(), plane * x.element_size()
+        batch = batch if self.fixed.q_starts is None else 0
+        return tuple((first + i * step, batch, head) for i in range(x.shape[0]))
 
     def new_facts(self, kinds):
         """Memory for what a pass by rows tells the others. It lives as long as the call: freed

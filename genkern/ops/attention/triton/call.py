@@ -29,13 +29,13 @@ class Call:
         self.is_heavy = bool(
             settings.softcap or settings.dropout_p or bias is not None or key_bias is not None
         )
+        self.uneven = [_is_uneven(q) or _is_uneven(k), _is_uneven(v)]
         d, dv = q.shape[3], v.shape[3]
-        fewest = _fewest_columns(_triton.target(q), q.dtype)
         self.constants = {
             "d": d,
             "dv": dv,
-            "D": _padded(d, fewest),
-            "DV": _padded(dv, fewest),
+            "D": _padded(d),
+            "DV": _padded(dv),
             "A": _triton.element_type(ARITHMETIC[q.dtype]),
             "PRECISION": "ieee",
         }
@@ -50,12 +50,17 @@ class Call:
 
     def tangents(self, tangents):
         q, k, v, bias, key_bias = kernels.readable_tangents(self.inputs, tangents)
-        of_heads = (self.heads(near_rows(x)) for x in (q, k, v))
+        q, k, v = near_rows(q), near_rows(k), near_rows(v)
+        self.uneven[0] |= _is_uneven(q) or _is_uneven(k)
+        self.uneven[1] |= _is_uneven(v)
+        of_heads = (self.heads(x) for x in (q, k, v))
         return Tangents(*of_heads, bias_of(bias), self.numbers(key_bias))
 
     def cotangents(self, grad_out, grad_lse):
         grad_out, grad_lse = kernels.cotangents_of(self.inputs, grad_out, grad_lse)
-        return near_rows(grad_out), grad_lse
+        grad_out = near_rows(grad_out)
+        self.uneven[1] |= _is_uneven(grad_out)
+        return grad_out, grad_lse
 
     def softmax(self, rows):
         """(shifts, sums)"""
@@ -135,7 +140,13 @@ class Call:
     def _configuration(self, name):
         target, dtype = _triton.target(self.inputs[0]), self.inputs[0].dtype
         widest = max(self.constants["D"], self.constants["DV"])
-        return configurations.choose(name, target, dtype, widest, self.is_heavy)
+        found = configurations.choose(name, target, dtype, widest, self.is_heavy)
+        if all(self.uneven) and dtype.itemsize == 2 and _has_products_of_64_rows(target):
+            # Triton 3.6 multiplies such tiles wrongly there, or reads beyond its memory (seen on
+            # an H100): smaller ones go by the tensor cores' older instruction, which does not.
+            found["QUERIES"] = min(found["QUERIES"], 32)
+            found["KEYS"] = min(found["KEYS"], 32)
+        return found
 
 
 def near_rows(x):
@@ -148,16 +159,19 @@ def near_rows(x):
     return x.contiguous()
 
 
-def _padded(features, fewest):
+def _is_uneven(x):
+    """Whether not all rows begin at multiples of 16: then nothing is copied in vectors."""
+    return x is not None and (x.stride(2) % 16 != 0 or x.data_ptr() % 16 != 0)
+
+
+def _has_products_of_64_rows(target):
+    """Whether an instruction of the tensor cores multiplies tiles of 64 rows: wgmma, tcgen05."""
+    return target.startswith("sm_") and 90 <= int(target.removeprefix("sm_")) < 120
+
+
+def _padded(features):
     """As many columns as a tile of them has."""
-    return max(fewest, 1 << (max(features, 1) - 1).bit_length())
-
-
-def _fewest_columns(target, dtype):
-    """tl.dot asks for 16; on an H100 Triton 3.6 reads beyond shared memory where a tile of as few
-    is multiplied after it came in unaligned (rows of 12 elements)."""
-    in_groups_of_warps = target.startswith("sm_") and int(target.removeprefix("sm_")) >= 90
-    return 32 if in_groups_of_warps and dtype.itemsize == 2 else 16
+    return max(16, 1 << (max(features, 1) - 1).bit_length())
 
 
 def _as_numbers(mask):
