@@ -67,10 +67,11 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
                                                : fact_number == 1 ? facts.inverse
                                                                   : facts.level,
                                                place);
-    const auto fetch = [&](auto in_vectors, int i0, int stage) {
-      constexpr bool always = decltype(in_vectors)::value;
-      copy_rows<threads, always>(q_tiles.template part<queries>(stage), q_rows.from(i0));
-      copy_rows<threads, always>(grad_tiles.template part<queries>(stage), grad_rows.from(i0));
+    TileCopies<threads, T, queries, D> of_queries(q_rows);
+    TileCopies<threads, T, queries, DV> of_grads(grad_rows);
+    const auto fetch = [&](auto is_quick, int i0, int stage) {
+      of_queries.copy(is_quick, q_tiles.template part<queries>(stage), i0);
+      of_grads.copy(is_quick, grad_tiles.template part<queries>(stage), i0);
       const int i = i0 + threadIdx.x % queries;
       if (fact_number < Sizes::facts)
         copy_4_async(shared_address(fact_tiles + stage * Sizes::facts * queries + threadIdx.x),
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
       commit_copies();
     };
     const Span span = query_span(problem, place, block.first, queries, Sizes::keys);
-    float totals[2] = {};  // of dS
+    float totals[2] = {};  // of dS, for biases: no tile is quick where there is one
     int stage = 0;
     const auto step = [&](auto is_quick, int i0) {
       constexpr bool quick = decltype(is_quick)::value;
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
       const auto finish = [&](int n, int e, float z) {
         const float level = fact[2 * queries + column_of_lane(n, e)];
         ds.x[0][n][e] = p.x[0][n][e] * (z * ds.x[0][n][e] - level);
-        totals[e / 2] += ds.x[0][n][e];
+        if (!quick) totals[e / 2] += ds.x[0][n][e];
         p.x[0][n][e] *= z;
       };
       if (!quick && problem.seed)
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(BackwardColumnsSizes<T, D, DV>::threads, 1)
     __syncthreads();  // until the last tile of the member before is read
     if (span.first < span.end) fetch(std::false_type(), span.first, 0);
     each_tile<T>(
-        problem, span, queries, q_rows.in_vectors && grad_rows.in_vectors,
+        problem, span, queries, q_rows.in_whole_vectors() && grad_rows.in_whole_vectors(),
         [&](int at) { step(std::true_type(), at); }, [&](int at) { step(std::false_type(), at); });
 
     if (!column_sums.data) continue;

@@ -7,7 +7,8 @@
 // and values come through two stages of it. Plan: once over the keys for the level, once more for
 // dq. δ = rowsum(P∘dP) is the sum of the very numbers that are multiplied: as rowsum(dO∘O) with a
 // rounded O it would cost digits where a softmax is peaked. Five products. The facts of a row
-// (attention.h) are written in between.
+// (attention.h) are written in between. Of bf16, which has the range for it, the rows are divided
+// by their sums of exp at the end.
 #include "logits.cuh"
 #include "sizes.cuh"
 
@@ -53,10 +54,11 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads,
   const auto v_tiles = memory.rows_of<T, 2 * keys, DV>();
   const auto k_rows = rows_of_keys<T>(problem.k, place, problem.d);
   const auto v_rows = rows_of_keys<T>(problem.v, place, problem.dv);
-  const auto fetch = [&](auto in_vectors, int j0, int stage) {
-    constexpr bool always = decltype(in_vectors)::value;
-    copy_rows<threads, always>(k_tiles.template part<keys>(stage), k_rows.from(j0));
-    copy_rows<threads, always>(v_tiles.template part<keys>(stage), v_rows.from(j0));
+  TileCopies<threads, T, keys, D, Sizes::resident == 1> of_keys(k_rows);
+  TileCopies<threads, T, keys, DV, Sizes::resident == 1> of_values(v_rows);
+  const auto fetch = [&](auto is_quick, int j0, int stage) {
+    of_keys.copy(is_quick, k_tiles.template part<keys>(stage), j0);
+    of_values.copy(is_quick, v_tiles.template part<keys>(stage), j0);
     commit_copies();
   };
   copy_rows<threads>(q_tile, rows_of_queries<T>(problem.q, place, problem.d).from(block.first));
@@ -64,15 +66,17 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads,
   const LeftInShared<T, row_blocks, D> q(q_tile, first_row);
   const LeftInShared<T, row_blocks, DV> grad(grad_tile, first_row);
   const Softmax<row_blocks> softmax(problem, rows, place, i0);
+  constexpr bool divides_late = std::is_same<T, __nv_bfloat16>::value;
+  const auto late_factor = [&](int r) { return divides_late ? softmax.inverse[r] : 1; };
 
   float level[2 * row_blocks] = {};
   Sums<row_blocks, D / 8> sums;
   sums.clear();
   const Span span = key_span(problem, place, block.first, Sizes::queries, keys);
   int stage = 0;
-  // In the first sweep, not is_last, the level is summed.
-  const auto step = [&](auto is_quick, bool is_last, int j0) {
-    constexpr bool quick = decltype(is_quick)::value;
+  // In the first sweep, not the last, the level is summed.
+  const auto step = [&](auto is_quick, auto is_last, int j0) {
+    constexpr bool quick = decltype(is_quick)::value, last = decltype(is_last)::value;
     wait_for_copies<0>();
     __syncthreads();
     if (j0 + keys < span.end) fetch(is_quick, j0 + keys, stage ^ 1);
@@ -84,13 +88,13 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads,
     if (!quick)
       finish_logits<T>(problem, place, corner, j0 < span.full_first || j0 >= span.full_end, p,
                        &of_tanh);
-    softmax.apply(problem, p);
+    softmax.template apply<!divides_late>(problem, p);
     dp.clear();
     add_pairing(dp, grad, v_tiles.template part<keys>(stage));
     if (!quick && problem.seed)
       each_dropout<row_blocks, keys / 8>(problem, place, corner,
                                          [&](int m, int n, int e, float z) { dp.x[m][n][e] *= z; });
-    if (is_last) {
+    if constexpr (last) {
       each(p, [&](float& x, int m, int n, int e) { x *= dp.x[m][n][e] - level[row_number(m, e)]; });
       if (!quick && problem.softcap != 0)
         each(p, [&](float& x, int m, int n, int e) {
@@ -108,27 +112,30 @@ __global__ void __launch_bounds__(BackwardRowsSizes<T, D, DV>::threads,
     stage ^= 1;
   };
 
-  for (int sweep = 0; sweep < 2; ++sweep) {
+  const auto sweep = [&](auto is_last) {
     if (span.first < span.end) fetch(std::false_type(), span.first, stage);
-    const auto quick = [&](int j0) { step(std::true_type(), sweep == 1, j0); };
-    each_tile<T>(problem, span, keys, k_rows.in_vectors && v_rows.in_vectors, quick,
-                 [&](int j0) { step(std::false_type(), sweep == 1, j0); });
-    if (sweep == 1) break;
+    each_tile<T>(
+        problem, span, keys, k_rows.in_whole_vectors() && v_rows.in_whole_vectors(),
+        [&](int j0) { step(std::true_type(), is_last, j0); },
+        [&](int j0) { step(std::false_type(), is_last, j0); });
+  };
+  sweep(std::false_type());
 #pragma unroll
-    for (int r = 0; r < 2 * row_blocks; ++r) {
-      level[r] = row_sum(level[r]);
-      const int i = i0 + row_of_lane(r);
-      if (i >= place.queries) continue;
-      if (grad_lse.data) level[r] -= query_numbers(grad_lse, place)[i];
-      if (lane() % 4 != 0) continue;
-      query_numbers(facts.shift, place)[i] = softmax.shift[r];
-      query_numbers(facts.inverse, place)[i] = softmax.inverse[r];
-      query_numbers(facts.level, place)[i] = level[r];
-    }
-    if (!grad_q.data) return;
-    // The second sweep begins in the stage that nobody reads any more.
+  for (int r = 0; r < 2 * row_blocks; ++r) {
+    level[r] = row_sum(level[r]) * late_factor(r);
+    const int i = i0 + row_of_lane(r);
+    if (i >= place.queries) continue;
+    if (grad_lse.data) level[r] -= query_numbers(grad_lse, place)[i];
+    if (lane() % 4 != 0) continue;
+    query_numbers(facts.shift, place)[i] = softmax.shift[r];
+    query_numbers(facts.inverse, place)[i] = softmax.inverse[r];
+    query_numbers(facts.level, place)[i] = level[r];
   }
-  each(sums, [&](float& x, int, int, int) { x *= problem.scale; });
+  // The second sweep begins in the stage that nobody reads any more.
+  if (!grad_q.data) return;
+  sweep(std::true_type());
+  each(sums,
+       [&](float& x, int m, int, int e) { x *= problem.scale * late_factor(row_number(m, e)); });
   store_rows(query_rows<T>(grad_q, place) + i0 * grad_q.row, grad_q.row, place.queries - i0,
              problem.d, sums);
 }

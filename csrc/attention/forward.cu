@@ -54,10 +54,17 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
                            : memory.rows_of<T, Sizes::queries, D>();
   const auto k_rows = rows_of_keys<T>(problem.k, place, problem.d);
   const auto v_rows = rows_of_keys<T>(problem.v, place, problem.dv);
-  const auto fetch = [&](auto in_vectors, int j0, int stage) {
-    constexpr bool always = decltype(in_vectors)::value;
-    copy_rows<threads, always>(keys_of(stage), k_rows.from(j0));
-    copy_rows<threads, always>(values_of(stage), v_rows.from(j0));
+  TileCopies<threads, T, keys, D, false> copies_of_keys(k_rows);
+  TileCopies<threads, T, keys, DV, false> copies_of_values(v_rows);
+  const auto fetch = [&](auto is_quick, int j0, int stage) {
+    if constexpr (Sizes::is_small) {  // on sm_90 no register is left to keep a place in
+      constexpr bool always = decltype(is_quick)::value;
+      copy_rows<threads, always>(keys_of(stage), k_rows.from(j0));
+      copy_rows<threads, always>(values_of(stage), v_rows.from(j0));
+    } else {
+      copies_of_keys.copy(is_quick, keys_of(stage), j0);
+      copies_of_values.copy(is_quick, values_of(stage), j0);
+    }
     commit_copies();
   };
 
@@ -121,7 +128,7 @@ __global__ void __launch_bounds__(ForwardSizes<T, D, DV>::threads, 1)
     stage ^= 1;
   };
   each_tile<T>(
-      problem, span, keys, k_rows.in_vectors && v_rows.in_vectors,
+      problem, span, keys, k_rows.in_whole_vectors() && v_rows.in_whole_vectors(),
       [&](int at) { step(std::true_type(), at); }, [&](int at) { step(std::false_type(), at); });
 
   float inverse[2 * row_blocks];

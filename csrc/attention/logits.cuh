@@ -145,12 +145,12 @@ struct Softmax {
     }
   }
 
-  // Logits become P.
-  template <int column_blocks>
+  // Logits become P, or where not `divided` P times the row's sum.
+  template <bool divided = true, int column_blocks>
   __device__ void apply(const Problem& problem, Sums<row_blocks, column_blocks>& s) const {
     each(s, [&](float& x, int m, int, int e) {
       const int r = row_number(m, e);
-      x = probability(problem, x, shift[r], inverse[r]);
+      x = probability(problem, x, shift[r], divided ? inverse[r] : 1);
     });
   }
 };

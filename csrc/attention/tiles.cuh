@@ -76,6 +76,7 @@ struct GlobalRows {
   int count, features;
   bool in_vectors;
 
+  __device__ bool in_whole_vectors() const { return in_vectors && features * sizeof(T) % 16 == 0; }
   __device__ GlobalRows from(int row) const {
     return {data + row * stride, stride, count - row, features, in_vectors};
   }
@@ -135,6 +136,54 @@ __device__ inline void copy_rows(SharedRows<T, rows, features> to, const GlobalR
   else
     copy_elements<threads>(to, from);
 }
+
+// Tiles of a tensor one after another. Where all is `in_whole_vectors`, a thread keeps its place in
+// the next tile, and copies 16 bytes or none: few instructions for a tile. remembers: its place in
+// shared memory too, and how many rows there are, where registers are left for them.
+template <int threads, class T, int rows, int features, bool remembers = true>
+class TileCopies {
+ public:
+  __device__ explicit TileCopies(const GlobalRows<T>& from)
+      : from_(from),
+        count_(remembers ? kept(count(from)) : count(from)),
+        place_(remembers ? kept(place()) : place()) {}
+
+  // The tile from row i0 on. is_quick: in whole vectors, behind the one that was copied last.
+  template <class Quick>
+  __device__ void copy(Quick, SharedRows<T, rows, features> to, int i0) {
+    if constexpr (!Quick::value) {
+      copy_rows<threads>(to, from_.from(i0));
+      next_ = from_.data + (i0 + rows + first()) * from_.stride + column();
+    } else {
+      const uint32_t target = shared_address(to.data) + place_;
+#pragma unroll
+      for (int i = 0; i < rows; i += step) {
+        if (rows % step == 0 || first() + i < rows)
+          copy_16_async(target + i * to.stride * int(sizeof(T)), next_ + i * from_.stride,
+                        i0 + i < count_ ? 16 : 0);
+      }
+      next_ += rows * from_.stride;
+    }
+  }
+
+ private:
+  static constexpr int elements = 16 / sizeof(T), pieces = features / elements;
+  static constexpr int step = threads / pieces;
+  static_assert(threads % pieces == 0, "a thread's pieces lie in one column");
+  __device__ static int column() { return threadIdx.x % pieces * elements; }
+  __device__ static int first() { return threadIdx.x / pieces; }
+  __device__ static int count(const GlobalRows<T>& from) {
+    return column() < from.features ? from.count - first() : 0;
+  }
+  __device__ static int place() {
+    return (first() * SharedRows<T, 1, features>::stride + column()) * int(sizeof(T));
+  }
+
+  GlobalRows<T> from_;
+  int count_;  // rows that can be read, from the thread's first on
+  int place_;  // the thread's first 16 bytes, in a tile in shared memory
+  const T* next_;
+};
 
 // ---- In registers -------------------------------------------------------------------------------
 

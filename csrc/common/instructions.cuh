@@ -16,6 +16,13 @@ __device__ inline uint32_t shared_address(const void* at) {
   return uint32_t(__cvta_generic_to_shared(at));
 }
 
+// x, which the compiler no longer knows how to compute: in a loop it keeps a register for it rather
+// than compute it again and again.
+__device__ inline int kept(int x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
 // ---- Copies from global to shared memory that nobody waits for ----------------------------------
 
 // 16 bytes, of which the first `bytes` are read and the others zero. Both addresses are multiples

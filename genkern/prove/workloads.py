@@ -41,7 +41,7 @@ def spectral_norm(dtype):
     """A training step's: an update of u and v, the normalised weights, and their gradients."""
 
     def build(implementation, dtype):
-        weights = Weights()
+        weights = Weights().double()  # so both begin with the same vectors, to the last digit
         if implementation == "genkern":
             genkern.spectral_norm(weights, recurse=True)
         else:

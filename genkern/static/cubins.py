@@ -1,10 +1,9 @@
 """Every CUDA source of the package compiled for every target, and what can be read from that.
 
-A compiled file is kept in the user's cache folder under a hash of everything that went into it, so
-the report compiles only what changed.
+A compiled file, and what was read from it, are kept in the user's cache folder under a hash of
+everything that went into them, so the report compiles only what changed.
 """
 
-import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import genkern
-from genkern.static import sass, tools
+from genkern.static import kept, sass, tools
 
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 # Flags of setup.py that change the machine code; and ptxas tells of registers and spills.
@@ -58,11 +57,11 @@ def runs_on(source, target):
     return target != "sm_75" or source.parent.name not in _NEEDS_SM_80
 
 
-def kernels(files, targets):
-    """The `Kernel`s of the sources on the targets, two compilers at a time."""
+def kernels(files, targets, say=lambda text: None):
+    """The `Kernel`s of the sources on the targets, as many compilers at a time as processors."""
     jobs = [(source, target) for source in files for target in targets if runs_on(source, target)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = list(pool.map(lambda job: _kernels_of(*job), jobs))
+        done = list(pool.map(lambda job: _kernels_of(*job, say), jobs))
     return [kernel for of_job in done for kernel in of_job]
 
 
@@ -86,7 +85,19 @@ _SAID = re.compile(
 )
 
 
-def _kernels_of(source, target):
+def _kernels_of(source, target, say):
+    """From the cache or read now."""
+
+    def make():
+        say(f"{label(source)} for {target}")
+        return [kernel._replace(loop=kernel.loop.plain()) for kernel in _read(source, target)]
+
+    name = f"{source.stem}-{target}-{_digest(source, target)}-{kept.reader()}"
+    found = [Kernel(*values) for values in kept.kept(name, make)]
+    return [kernel._replace(loop=sass.Loop.of_plain(kernel.loop)) for kernel in found]
+
+
+def _read(source, target):
     cubin = compiled(source, target)
     code = sass.functions(tools.output([tools.cuobjdump(), "-sass", str(cubin)]))
     names = tools.demangled(code)
@@ -124,7 +135,7 @@ def compiled(source, target):
     """The cubin (of a compute_… target the PTX) of a source, from the cache or made now; beside a
     cubin lies what ptxas said."""
     kind = "ptx" if target.startswith("compute_") else "cubin"
-    path = cache_folder() / f"{source.stem}-{target}-{_digest(source, target)}.{kind}"
+    path = kept.folder() / f"{source.stem}-{target}-{_digest(source, target)}.{kind}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -135,22 +146,17 @@ def compiled(source, target):
     return path
 
 
-def cache_folder():
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "genkern" / "static"
-
-
 def _digest(source, target):
     """A hash of the source, of what it includes, of the compiler and its flags."""
-    digest = hashlib.sha256(f"{tools.nvcc_version()} {target} {_FLAGS}".encode())
-    waiting, seen = [source.resolve()], set()
+    texts, waiting, seen = [], [source.resolve()], set()
     while waiting:
         path = waiting.pop()
         if path in seen or not path.exists():
             continue
         seen.add(path)
-        text = path.read_text()
-        digest.update(text.encode())
-        included = re.findall(r'^\s*#include "([^"]+)"', text, re.M)
+        texts.append(path.read_text())
+        included = re.findall(r'^\s*#include "([^"]+)"', texts[-1], re.M)
         waiting += [(path.parent / name).resolve() for name in included]
-    return digest.hexdigest()[:20]
+    return kept.digest(
+        f"{tools.nvcc_version()} {target} {_FLAGS}".encode(), "".join(texts).encode()
+    )

@@ -32,18 +32,23 @@ def gather(op="", targets=cubins.TARGETS, sources=None, say=lambda text: None):
 
     def part(name, make):
         say(name)
+
+        def tell(text):
+            say(f"{name}: {text}")
+
         try:
-            facts[name] = make()
+            facts[name] = make(tell)
         except (OSError, RuntimeError, ImportError) as error:
             facts["missing"][name] = str(error)
 
-    part("calls", lambda: _calls(chosen))
-    part("cuda", lambda: _cuda(op, targets, sources, facts.get("calls", [])))
-    part("ptx", lambda: cubins.ptx_bytes(_sources(op, sources)))
-    part("triton", lambda: _of_triton(chosen, targets))
-    part("bytes", lambda: _bytes(small))
+    part("calls", lambda tell: _calls(chosen))
+    part("cuda", lambda tell: _cuda(op, targets, sources, facts.get("calls", []), tell))
+    part("ptx", lambda tell: cubins.ptx_bytes(_sources(op, sources)))
+    part("triton", lambda tell: _of_triton(chosen, targets, tell))
+    part("bytes", lambda tell: _bytes(small, tell))
     if "attention".startswith(op) or op.startswith("attention"):
-        part("peer", lambda: peer.compared(targets, facts.get("cuda", []), facts.get("triton", [])))
+        ours = facts.get("cuda", []), facts.get("triton", [])
+        part("peer", lambda tell: peer.compared(targets, *ours, say=tell))
     return facts
 
 
@@ -106,11 +111,11 @@ def _count_triton(call):
     return len(calls.step_under("triton", call, lambda: _triton.recording("sm_80"))[0])
 
 
-def _cuda(op, targets, sources, of_calls):
+def _cuda(op, targets, sources, of_calls, say=lambda text: None):
     """A row for every kernel and target; threads and all of its shared memory where a default
     call launches it."""
     rows, launches = [], [launch for call in of_calls for launch in call["launches"]]
-    for kernel in cubins.kernels(_sources(op, sources), targets):
+    for kernel in cubins.kernels(_sources(op, sources), targets, say):
         mine = [launch for launch in launches if launch["symbol"] == kernel.symbol]
         biggest = max(mine, key=lambda x: (x["dynamic_bytes"], x["threads"]), default=None)
         row = {
@@ -132,11 +137,11 @@ def _cuda(op, targets, sources, of_calls):
     return rows
 
 
-def _of_triton(of_calls, targets):
+def _of_triton(of_calls, targets, say):
     if problem := _triton.problem():
         raise RuntimeError(problem)
     rows = []
-    for kernel in triton_kernels.kernels(of_calls, [t for t in targets if t != "sm_75"]):
+    for kernel in triton_kernels.kernels(of_calls, [t for t in targets if t != "sm_75"], say):
         row = {"op": kernel.op, "kernel": kernel.name, "backend": "triton"}
         row |= {key: getattr(kernel, key) for key in ("target", "registers", "spills")}
         row |= {"shared_bytes": kernel.shared_bytes, "threads": kernel.threads}
@@ -156,12 +161,13 @@ def _loop(loop):
     return {"all": loop.all, "memory": loop.memory, "is_loop": loop.is_loop, **kinds}
 
 
-def _bytes(of_calls):
+def _bytes(of_calls, say):
     """What the kernels move in global memory as the executor counts it, beside the least."""
     if not has_cuda():
         raise RuntimeError("the CUDA half was not built: `genkern info` says why")
     rows = []
     for call in of_calls:
+        say(call.name)
         launches, inputs, results = calls.step_under("cuda", call, ptx.executing)
         if not launches or any(launch.kernel not in shipped.kernels() for launch in launches):
             continue  # a pass that CUDA lacks

@@ -1,43 +1,61 @@
-"""A peer for attention's inner loops: FlexAttention's Triton kernel as torch itself makes it.
+"""A peer for attention's inner loops: FlexAttention's Triton kernels as torch itself makes them.
 
-Inductor itself renders its template, with its own default configuration for each kind of GPU; only
+Inductor itself renders its templates, with its own default configuration for each kind of GPU; only
 the GPU is a stand-in (`python -m genkern.static.peer sm_80 …`, in a process of its own, because the
-stand-in stays). The kernel is then compiled ahead of time, as Triton's kernels of ours are, and its
-inner loop found by the same rule. Causal attention in bf16, no score_mod: of its two loops the one
-over whole blocks counts, without any mask.
+stand-in stays). The kernels are then compiled ahead of time, as Triton's kernels of ours are, and
+their inner loops found by the same rule. Causal attention in bf16, no score_mod: of its loops those
+over whole blocks count, without any mask. FlexAttention's backward is one kernel with a sweep along
+rows (dq: three products) and one along columns (dk, dv: four), as ours are two kernels.
 """
 
 import json
 import os
 import sys
-import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from genkern.static import sass, tools
+from genkern.ops import _triton
+from genkern.static import kept, sass, tools, triton_kernels
 
 TARGETS = ("sm_80", "sm_86", "sm_89")  # where all of attention's kernels use mma.sync
 FEATURES = (64, 128)
+# A sweep, by our kernel's name: the products of its inner loop; the sizes of its tiles in
+# FlexAttention's configuration.
+SWEEPS = {
+    "forward": (2, "BLOCK_M", "BLOCK_N"),
+    "backward_rows": (3, "BLOCK_M2", "BLOCK_N2"),
+    "backward_columns": (4, "BLOCK_M1", "BLOCK_N1"),
+}
 _LENGTH = 4096
 _BLOCK = 128
+_OF_MMA = 16 * 8 * 16  # multiply-adds of an mma.sync of bf16
 
 
-def compared(targets, *ours):
-    """A row for every target and head dimension: the instructions of the inner loops of
-    attention's forward, FlexAttention's and, of `ours` (rows of the report), each backend's."""
-    chosen = [target for target in TARGETS if target in targets]
-    if not chosen:
-        return []
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "genkern.static.peer", *chosen]
-    said = tools.output(command, env=environment)
-    rows = [json.loads(line) for line in said.splitlines() if line.startswith('{"target"')]
+def compared(targets, *ours, say=lambda text: None):
+    """A row for every target, head dimension and sweep of attention: the instructions of the inner
+    loops, FlexAttention's and, of `ours` (rows of the report), each backend's."""
+    rows = [row for target in TARGETS if target in targets for row in _theirs(target, say)]
     for row in rows:
         for kernel in (kernel for kernels in ours for kernel in kernels):
-            if kernel["target"] == row["target"] and _is_its_like(kernel, row["features"]):
+            if kernel["target"] == row["target"] and _is_its_like(kernel, row):
                 row[kernel["backend"]] = kernel["loop"]
     return rows
+
+
+def _theirs(target, say):
+    """FlexAttention's rows for a target, from the cache or made now in another process."""
+
+    def make():
+        say(target)
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        command = [sys.executable, "-W", "ignore", "-m", "genkern.static.peer", target]
+        said = tools.output(command, env=environment)
+        return [json.loads(line) for line in said.splitlines() if line.startswith('{"target"')]
+
+    made_by = torch.__version__, _triton.version(), Path(__file__).read_bytes(), kept.reader()
+    return kept.kept(f"peer-{target}-{kept.digest(*made_by)}", make)
 
 
 def per_tensor(loop):
@@ -45,32 +63,33 @@ def per_tensor(loop):
     return loop["all"] / loop["tensor"] if loop.get("tensor") else float("inf")
 
 
-def _is_its_like(kernel, features):
-    """Whether a row is of attention's forward in bf16 for heads of so many features."""
-    numbers = [
-        int(x) for x in kernel["kernel"].replace(",", " ").replace(">", " ").split() if x.isdigit()
-    ]
-    of_triton = kernel["kernel"] == f"attention_forward bf16 d={features}"
-    of_cuda = kernel["kernel"].startswith("forward") and numbers[:2] == [features, features]
-    return of_triton or (kernel["op"] == "attention" and "bf16" in kernel["kernel"] and of_cuda)
+def _is_its_like(kernel, row):
+    """Whether a row of the report is of the same sweep in bf16 for heads of as many features."""
+    sweep, features = row["sweep"], row["features"]
+    return kernel["op"] == "attention" and kernel["kernel"] in (
+        f"attention_{sweep} bf16 d={features}",
+        f"{sweep}<bf16, {features}, {features}>",
+    )
 
 
 # ---- In a process of its own --------------------------------------------------------------------
 
 
 def main(targets):
-    graphs = {features: _traced(features) for features in FEATURES}  # before the GPU is one
-    for target in targets:
+    graphs = [(x, _traced(x, backward)) for x in FEATURES for backward in (False, True)]
+    for target in targets:  # from here on there is a GPU
         _pretend(int(target.removeprefix("sm_")))
-        for features, (graph, inputs) in graphs.items():
-            print(json.dumps(_compiled(target, features, _rendered(graph, inputs))), flush=True)
+        for features, (graph, inputs) in graphs:
+            for row in _compiled(target, features, _rendered(graph, inputs)):
+                print(json.dumps(row), flush=True)
 
 
-def _traced(features):
-    """FlexAttention's graph as Inductor receives it, and its inputs, as if on a GPU."""
+def _traced(features, backward):
+    """FlexAttention's graph of one pass as Inductor receives it, and its inputs, as if on a GPU."""
     from torch._dynamo.backends.common import aot_autograd
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+    from torch.nn.attention import flex_attention as module
 
+    module._validate_device = lambda *args: None  # on the CPU it refuses gradients
     received = []
 
     def receive(graph, inputs):
@@ -81,20 +100,22 @@ def _traced(features):
     counts = [torch.zeros(1, 1, blocks, dtype=torch.int32) for _ in range(4)]
     indices = [torch.zeros(1, 1, blocks, blocks, dtype=torch.int32) for _ in range(4)]
     pairs = [x for pair in zip(counts, indices, strict=True) for x in pair]
-    mask = BlockMask(
+    mask = module.BlockMask(
         (_LENGTH, _LENGTH), *pairs, BLOCK_SIZE=(_BLOCK, _BLOCK), mask_mod=_is_not_later
     )
-    q, k, v = (torch.zeros(1, 8, _LENGTH, features, dtype=torch.bfloat16) for _ in range(3))
-    function = torch.compile(flex_attention, backend=aot_autograd(fw_compiler=receive))
-    with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
+    size = 1, 8, _LENGTH, features
+    inputs = (torch.zeros(size, dtype=torch.bfloat16, requires_grad=backward) for _ in range(3))
+    function = torch.compile(module.flex_attention, backend=aot_autograd(fw_compiler=receive))
+    now = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
+    with now, torch._inductor.config.patch(fallback_random=True):
         try:
-            function(q, k, v, block_mask=mask, kernel_options={"BACKEND": "TRITON"})
+            function(*inputs, block_mask=mask, kernel_options={"BACKEND": "TRITON"})
         except Exception:  # to run it on the CPU is not what this is about
             if not received:
                 raise
-    graph, inputs = received[0]
-    for module in graph.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+    graph, inputs = received[backward]
+    for part in graph.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             if "val" in node.meta:
                 node.meta["val"] = torch.utils._pytree.tree_map(_moved, node.meta["val"])
     return graph, [_moved(x) for x in inputs]
@@ -184,6 +205,7 @@ def _rendered(graph, inputs):
 
 
 def _compiled(target, features, request):
+    """A row for each sweep of a kernel."""
     import triton
     from torch._inductor.codecache import PyCodeCache
     from triton.backends.compiler import GPUTarget
@@ -196,18 +218,32 @@ def _compiled(target, features, request):
     options = {"num_warps": request.num_warps, "num_stages": request.num_stages}
     gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
     made = triton.compile(source, target=gpu, options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        (code,) = sass.functions(tools.output([tools.cuobjdump(), "-sass", file.name])).values()
-    loop = sass.inner_loop(code)
-    sizes = {x: tuner.inductor_meta["config_args"][x] for x in ("BLOCK_M", "BLOCK_N")}
-    return {
-        "target": target,
-        "features": features,
-        "configuration": {**sizes, **options, "shared_bytes": made.metadata.shared},
-        "flex": {"all": loop.all, "memory": loop.memory, "is_loop": loop.is_loop, **loop.count},
-    }
+    (code,) = triton_kernels.code_of(made.asm["cubin"]).values()
+    sizes = tuner.inductor_meta["config_args"]
+    for sweep, (products, rows, columns) in SWEEPS.items():
+        if rows not in sizes:
+            continue
+        tile = {"rows": sizes[rows], "columns": sizes[columns], **options}
+        whole = products * features * sizes[rows] * sizes[columns]
+        loop = _sweep(code, whole // (_OF_MMA * options["num_warps"]))
+        yield {
+            "target": target,
+            "features": features,
+            "sweep": sweep,
+            "configuration": {**tile, "shared_bytes": made.metadata.shared},
+            "flex": {"all": loop.all, "memory": loop.memory, "is_loop": True, **loop.count},
+        }
+
+
+def _sweep(code, tensor):
+    """The shortest inner loop with so many tensor-core instructions: that without a mask."""
+    found = sass.inner_loops(code, "tensor")
+    if not (alike := [loop for loop in found if loop.tensor == tensor]):
+        raise RuntimeError(
+            f"FlexAttention's kernel has no loop of {tensor} tensor-core instructions, but of "
+            f"{', '.join(str(loop.tensor) for loop in found)}"
+        )
+    return min(alike, key=lambda loop: loop.all)
 
 
 if __name__ == "__main__":

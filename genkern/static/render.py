@@ -52,10 +52,10 @@ once, such as a table's, counts once for each of them.
 PEER = """\
 ## Beside FlexAttention
 
-All instructions of attention's forward inner loop for each tensor-core instruction (`mma.sync` of
-the same shape in all): causal, bf16, tiles without a mask. FlexAttention is the Triton kernel
-that the installed torch's Inductor renders and configures by default, compiled ahead of time
-here.
+All instructions of attention's inner loops for each tensor-core instruction (`mma.sync` of the
+same shape in all): causal, bf16, tiles without a mask. FlexAttention is the Triton kernels that the
+installed torch's Inductor renders and configures by default, compiled ahead of time here; its
+backward is one kernel with both sweeps, of as many products as ours.
 """
 
 PEAKS = """\
@@ -190,14 +190,34 @@ def _bytes(rows):
 
 
 def _peer(rows):
-    header = ["target", "d", "FlexAttention", "its tiles", "genkern CUDA", "genkern Triton"]
+    header = ["target", "d", "sweep", "its tiles", "FlexAttention", "genkern CUDA"]
     lines = []
     for row in rows:
-        tiles = "{BLOCK_M}×{BLOCK_N}, {num_warps} warps".format(**row["configuration"])
+        tiles = "{rows}×{columns}, {num_warps} warps".format(**row["configuration"])
         loops = [row.get(name) for name in ("flex", "cuda", "triton")]
-        flex, cuda, triton = (f"{per_tensor(x):.2f}" if x else "–" for x in loops)
-        lines.append([row["target"], str(row["features"]), flex, tiles, cuda, triton])
-    return table(header, lines, texts=3)
+        cells = [f"{per_tensor(x):.2f}" if x else "–" for x in loops]
+        sweep = row["sweep"].replace("_", ", ")
+        lines.append([row["target"], str(row["features"]), sweep, tiles, *cells])
+    return table([*header, "genkern Triton"], lines, texts=4) + "\n" + _verdict(rows)
+
+
+def _verdict(rows):
+    """Where ours need more, plainly."""
+    sentences = []
+    for backend, name in (("cuda", "CUDA"), ("triton", "Triton")):
+        known = [row for row in rows if row.get(backend)]
+        more = [row for row in known if per_tensor(row[backend]) > per_tensor(row["flex"])]
+        where = {}
+        for row in more:
+            what = f"{row['sweep'].replace('_', ', ')}, d={row['features']}"
+            where.setdefault(what, []).append(row["target"])
+        if more:
+            listed = "; ".join(f"{what}: {', '.join(on)}" for what, on in where.items())
+            in_rows = "every row" if len(more) == len(known) else f"these rows: {listed}"
+            sentences.append(f"genkern's {name} kernels need **more** than it in {in_rows}.\n")
+        elif known:
+            sentences.append(f"genkern's {name} kernels need no more than it in any row.\n")
+    return "".join(sentences)
 
 
 def _peaks(targets):

@@ -61,6 +61,14 @@ class Loop(NamedTuple):
     def all(self):
         return sum(self.count.values())
 
+    def plain(self):
+        """As JSON can keep it."""
+        return {"count": dict(self.count), "is_loop": self.is_loop}
+
+    @classmethod
+    def of_plain(cls, values):
+        return cls(Counter(values["count"]), values["is_loop"])
+
     @property
     def rest(self):
         """Neither tensor cores nor memory."""
@@ -92,23 +100,27 @@ def loops(instructions):
     return sorted(found.items())
 
 
-def inner_loop(instructions):
-    """The `Loop` that the module's text describes."""
-    spans = {
+def inner_loops(instructions, kind):
+    """Every loop that holds such instructions and no other loop that does."""
+    counts = {
         span: Counter(x.kind for x in instructions if span[0] <= x.address <= span[1])
         for span in loops(instructions)
     }
+    holding = [span for span, count in counts.items() if count[kind]]
+    return [
+        Loop(counts[span])
+        for span in holding
+        if not any(
+            other != span and span[0] <= other[0] and other[1] <= span[1] for other in holding
+        )
+    ]
+
+
+def inner_loop(instructions):
+    """The `Loop` that the module's text describes."""
     for kind in ("tensor", "multiply-add", "global"):
-        holding = [span for span, count in spans.items() if count[kind]]
-        inner = [
-            span
-            for span in holding
-            if not any(
-                other != span and span[0] <= other[0] and other[1] <= span[1] for other in holding
-            )
-        ]
-        if inner:
-            return Loop(min((spans[x] for x in inner), key=lambda c: (-c[kind], sum(c.values()))))
+        if inner := inner_loops(instructions, kind):
+            return min(inner, key=lambda loop: (-loop.count[kind], loop.all))
         if kind == "tensor" and any(x.kind == "tensor" for x in instructions):
             break  # unrolled: its loops are not where the work is
     return Loop(Counter(x.kind for x in instructions), is_loop=False)

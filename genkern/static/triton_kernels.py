@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from genkern import assembly
 from genkern.ops import _triton
-from genkern.static import calls, sass, tools
+from genkern.static import calls, kept, sass, tools
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -24,37 +24,39 @@ class Compiled(NamedTuple):
     loop: sass.Loop
 
 
-def kernels(of_calls, targets):
+def kernels(of_calls, targets, say=lambda text: None):
     """What every launch of the calls becomes; of one kernel in one dtype (attention's: and shape
     of heads) the first."""
     found = {}
     for target in targets:
+        say(target)
         for call in of_calls:
             launches, _, _ = calls.step_under(
                 "triton", call, lambda target=target: _triton.recording(target)
             )
             for launch in launches:
-                one = compiled(call, launch, target)
-                found.setdefault((one.op, one.name, target), one)
+                name = f"{launch.kernel.__name__} {calls.short_dtype(call.dtype)}{_kind(call)}"
+                if (call.op, name, target) not in found:
+                    found[call.op, name, target] = _compiled(call.op, name, launch, target)
     return list(found.values())
 
 
-def compiled(call, launch, target):
+def _compiled(op, name, launch, target):
     made = assembly.compiled(launch, target)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.binary)
-        file.flush()
-        code = sass.functions(tools.output([tools.cuobjdump(), "-sass", file.name]))
-    return Compiled(
-        call.op,
-        f"{made.kernel} {calls.short_dtype(call.dtype)}{_kind(call)}",
-        target,
-        made.registers,
-        made.spills,
-        made.shared_bytes,
-        made.threads,
-        sass.inner_loop(code[made.kernel]),
+    read = kept.kept(
+        f"triton-{kept.digest(made.binary)}-{kept.reader()}",
+        lambda: sass.inner_loop(code_of(made.binary)[made.kernel]).plain(),
     )
+    numbers = made.registers, made.spills, made.shared_bytes, made.threads
+    return Compiled(op, name, target, *numbers, sass.Loop.of_plain(read))
+
+
+def code_of(binary):
+    """The instructions of a cubin's kernels."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        return sass.functions(tools.output([tools.cuobjdump(), "-sass", file.name]))
 
 
 def _kind(call):

@@ -90,6 +90,17 @@ def test_shapes(dtype, features_of_room, running_cuda, device, poisoned):
         assert_like_reference(running_cuda, *given_tensors, is_causal=n % 2 == 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_rows_that_end_amid_a_vector(dtype, running_cuda, device, poisoned):
+    """Rows begin at multiples of 16 bytes, and of the last 16 of q, k or v some are NaN: no tile
+    may be copied in whole vectors, though in most nothing is hidden."""
+    for d, dv in ((12, 24), (24, 12)):
+        (q, k, _), _ = tensors((1, 2, 1, 40, 200, d, d), dtype, device, -d % 8 or 8)
+        (_, _, v), cotangent = tensors((1, 2, 1, 40, 200, dv, dv), dtype, device, -dv % 8 or 8)
+        assert all(x.stride(-2) % 8 == 0 for x in (q, k, v, cotangent))
+        assert_like_reference(running_cuda, [q, k, v], cotangent)
+
+
 def test_the_block_of_sagan(running_cuda, device, poisoned):
     given_tensors = tensors(WIDER[0], torch.bfloat16, device, 8)
     assert_like_reference(running_cuda, *given_tensors)

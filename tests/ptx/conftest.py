@@ -26,6 +26,7 @@ for _name in (
     "test_warps",
     "test_tensor_cores",
     "test_mistakes",
+    "test_bounds",
     "test_order",
 ):
     _load(_name)

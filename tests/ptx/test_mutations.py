@@ -9,6 +9,7 @@ import ptx_conversion_cases as conversions
 import ptx_float_cases as floats
 import ptx_half_cases as halves
 import ptx_integer_cases as integers
+import ptx_test_bounds as bounds
 import ptx_test_mistakes as mistakes
 import ptx_test_order as order
 import ptx_test_tensor_cores as tensor_cores
@@ -90,6 +91,10 @@ def mistake(name, *arguments, module=mistakes):
     return lambda: getattr(module, name)(*arguments)
 
 
+def bound(name):
+    return mistake(name, module=bounds)
+
+
 def ordering(name, *arguments):
     return mistake(name, *arguments, module=order)
 
@@ -132,12 +137,12 @@ RUNTIME = [
     ("shadow.h", "cell.readers = reader_sets.with(cell.readers, stamp, t);", "cell.read = stamp;",
      mistake("test_reads_of_many_threads_are_all_remembered")),
     ("memory.h", "bytes <= after->bytes - (address - after->address)", "true",
-     mistake("test_an_access_that_ends_outside")),
+     bound("test_an_access_that_ends_outside")),
     ("launch.cpp", "(b.writable ? memory.writable : memory.read_only)", "memory.writable",
-     mistake("test_a_write_to_what_may_only_be_read")),
+     bound("test_a_write_to_what_may_only_be_read")),
     ("memory.h", "cell->write.generation < machine.block_start, 0)",
      "cell->write.generation == 0, 0)",
-     mistake("test_shared_memory_of_the_block_before_is_gone")),
+     bound("test_shared_memory_of_the_block_before_is_gone")),
     ("copies.cpp", "++memory.shared_cells[to - shared_start + i].copying", "(void)0",
      mistake("test_asynchronous_copies", "sequential")),
     ("copies.cpp", "while (t.groups.size() > groups_left)", "while (!t.groups.empty())",
@@ -157,7 +162,7 @@ RUNTIME = [
     ("shadow.h", "rewrites && cell.write.line == line", "cell.write.line == line",
      ordering("test_different_numbers_from_one_instruction", "shared")),
     ("launch.cpp", "memory.shared_cells[at].copying = nobody", "(void)0",
-     mistake("test_off_by_one_between_two_shared_variables")),
+     bound("test_off_by_one_between_two_shared_variables")),
 ]  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def test_unknown_names_are_errors(capsys):
 def test_cuda_rows_know_their_blocks(monkeypatch):
     kernel = cubins.Kernel("losses/x.cu", "_Zx", "x", "sm_80", 32, 0, 0, 1024, gather_loop())
     monkeypatch.setattr(cubins, "sources", lambda folder: [cubins.Path("csrc/losses/x.cu")])
-    monkeypatch.setattr(cubins, "kernels", lambda files, targets: [kernel])
+    monkeypatch.setattr(cubins, "kernels", lambda files, targets, say: [kernel])
     launch = {"symbol": "_Zx", "threads": 256, "dynamic_bytes": 2048}
     (found,) = gather._cuda("losses", ["sm_80"], None, [{"launches": [launch]}])
     assert found["shared_bytes"] == 3072 and found["occupancy"]["warps"] == 64
@@ -200,30 +200,50 @@ def test_every_launch_fits_on_every_target():
 # ---- The peer -----------------------------------------------------------------------------------
 
 
+def of_peer(sweep="forward", **more):
+    found = {"target": "sm_80", "features": 64, "sweep": sweep, "flex": loop(128, 50, 600)}
+    found["configuration"] = {"rows": 128, "columns": 64, "num_warps": 4, "num_stages": 3}
+    return found | more
+
+
 def test_ours_beside_the_peer():
-    flex = {"target": "sm_80", "features": 64, "flex": loop(128, 50, 600)}
-    flex["configuration"] = {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
     ours = [row("forward<bf16, 64, 64>", "sm_80"), row("forward<bf16, 128, 128>", "sm_80")]
     theirs = [row("attention_forward bf16 d=64", "sm_80", "triton", loop=loop(64, 10, 10))]
-    assert [peer._is_its_like(x, 64) for x in [*ours, *theirs]] == [True, False, True]
-    assert not peer._is_its_like(row("forward<fp16, 64, 64>", "sm_80"), 64)
-    assert not peer._is_its_like(row("backward_rows<bf16, 64, 64>", "sm_80"), 64)
-    text = render._peer([flex | {"cuda": ours[0]["loop"], "triton": theirs[0]["loop"]}])
-    assert "| sm_80 | 64 | 6.08 | 128×64, 4 warps | 6.00 | 1.31 |" in text
+    forward, rows = of_peer(), of_peer("backward_rows")
+    assert [peer._is_its_like(x, forward) for x in [*ours, *theirs]] == [True, False, True]
+    assert not peer._is_its_like(row("forward<fp16, 64, 64>", "sm_80"), forward)
+    backward = row("backward_rows<bf16, 64, 64>", "sm_80")
+    assert not peer._is_its_like(backward, forward) and peer._is_its_like(backward, rows)
+    text = render._peer([forward | {"cuda": ours[0]["loop"], "triton": theirs[0]["loop"]}])
+    assert "| sm_80 | 64 | forward | 128×64, 4 warps | 6.08 | 6.00 | 1.31 |" in text
+    assert "CUDA kernels need no more" in text and "Triton kernels need no more" in text
 
 
-def test_flex_attention_is_rendered_by_torch_itself():
-    """On a stand-in of a GPU: its inner loop has tensor cores, and their kernel needs no GPU."""
+def test_where_ours_need_more_is_said():
+    slow, fast = loop(64, 20, 400), loop(64, 20, 100)
+    rows = [of_peer("backward_rows", cuda=slow), of_peer(cuda=fast), of_peer()]
+    text = render._peer([*rows, of_peer("backward_rows", cuda=slow, target="sm_86")])
+    said = "CUDA kernels need **more** than it in these rows: backward, rows, d=64: sm_80, sm_86."
+    assert said in text and "Triton kernels" not in text
+    assert "need **more** than it in every row." in render._peer([rows[0]])
+
+
+def test_flex_attention_is_rendered_by_torch_itself(monkeypatch, tmp_path):
+    """On a stand-in of a GPU: its inner loops have tensor cores, and their kernels need no GPU."""
     if _triton.problem():
         pytest.skip(_triton.problem())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         found = peer.compared(["sm_80"])
     except OSError as error:
         pytest.skip(str(error)) if "cuobjdump is neither" in str(error) else pytest.fail(str(error))
-    assert [(x["target"], x["features"]) for x in found] == [("sm_80", 64), ("sm_80", 128)]
+    rows = [(x["target"], x["features"], x["sweep"]) for x in found]
+    assert rows == [("sm_80", d, sweep) for d in peer.FEATURES for sweep in peer.SWEEPS]
     for x in found:
         assert x["flex"]["is_loop"] and x["flex"]["tensor"] >= 64
         assert 3 < peer.per_tensor(x["flex"]) < 12
+    said = []
+    assert peer.compared(["sm_80"], say=said.append) == found and not said, "it is kept"
 
 
 def test_json(tmp_path, monkeypatch, capsys):
