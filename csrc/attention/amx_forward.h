@@ -6,6 +6,9 @@
 // Oᵀ is loaded, stored and scaled seldom. The shift is the first tile's maximum, and is raised only
 // where a weight comes out above `limit`: that is seen from the weights, which are cheaper to look
 // through than the logits.
+//
+// Where v is wider or narrower than k (SAGAN's blocks) a weight is the sum of two numbers of bf16,
+// and Oᵀ two products: SDPA computes these calls in fp32, and its error is the output's rounding.
 #pragma once
 
 #include "forward_results.h"
@@ -29,6 +32,8 @@ class AmxForwardPass {
         q(carve, problem.d, in_score),
         s(carve.rows<A>(E::tile, E::width)),
         weights(carve.rows<Pair>(span / 2, E::width)),
+        two_halves(problem.d != problem.dv),
+        residues(carve.rows<Pair>(two_halves ? span / 2 : 0, E::width)),
         out_sum(E::query_sums(carve, problem.dv)),
         top(carve.array<A>(E::width)),
         sum(carve.array<A>(E::width)),
@@ -82,6 +87,9 @@ class AmxForwardPass {
     const auto product = added ? tile_product<Into::sum> : tile_product<Into::fresh>;
     product(out_sum, constant(v.panel(waiting_from)), constant(weights), problem.dv, vectors * 16,
             waiting, E::tile, E::tile * out_rows());
+    if (two_halves)
+      tile_product<Into::sum>(out_sum, constant(v.panel(waiting_from)), constant(residues),
+                              problem.dv, vectors * 16, waiting, E::tile, E::tile * out_rows());
     added = true;
     waiting_from += waiting;
     waiting = 0;
@@ -116,9 +124,27 @@ class AmxForwardPass {
     return all;
   }
 
-  // The tile's weights join those that wait, their sums are tile_sum.
   Weights weigh(int64_t keys, int64_t vectors) {
-    const Rows<Pair> to = weights.from(waiting / 2);
+    return two_halves ? weigh_as<true>(keys, vectors) : weigh_as<false>(keys, vectors);
+  }
+
+  // A pair of weights in bf16, and what the rounding left of them.
+  template <bool two>
+  Bits512 put(int64_t row, int64_t lane, Vec<A> even, Vec<A> odd) {
+    const Bits512 pairs = round_pair(even, odd);
+    store_bits(weights.row(row) + lane, pairs);
+    if (two) {
+      const Bits512 upper = _mm512_set1_epi32(int(0xffff0000));
+      const Vec<A> even_half = bit_cast<Vec<A>>(_mm512_slli_epi32(pairs, 16));
+      const Vec<A> odd_half = bit_cast<Vec<A>>(_mm512_and_si512(pairs, upper));
+      store_bits(residues.row(row) + lane, round_pair(even - even_half, odd - odd_half));
+    }
+    return pairs;
+  }
+
+  // The tile's weights join those that wait, their sums are tile_sum.
+  template <bool two>
+  Weights weigh_as(int64_t keys, int64_t vectors) {
     Bits512 largest{};
     const A exponent = factor * 1.44269504f;
     for (int64_t w = 0; w < vectors; ++w) {
@@ -133,20 +159,16 @@ class AmxForwardPass {
         const Vec<A> odd = power((load(at + E::width) - shift) * exponent);
         even_sum += even;
         odd_sum += odd;
-        const Bits512 pairs = round_pair(even, odd);
-        largest = _mm512_max_epu16(largest, pairs);
-        store_bits(to.row(j / 2) + lane, pairs);
+        largest = _mm512_max_epu16(largest, put<two>(waiting / 2 + j / 2, lane, even, odd));
       }
       if (j < keys) {
         const Vec<A> even = power((load(at) - shift) * exponent);
         even_sum += even;
-        const Bits512 pairs = round_pair(even, Vec<A>{});
-        largest = _mm512_max_epu16(largest, pairs);
-        store_bits(to.row(j / 2) + lane, pairs);
+        largest = _mm512_max_epu16(largest, put<two>(waiting / 2 + j / 2, lane, even, Vec<A>{}));
         j += 2;
       }
       for (const int64_t whole = round_up(keys, tile_depth); j < whole; j += 2)
-        store_bits(to.row(j / 2) + lane, Bits512{});
+        put<two>(waiting / 2 + j / 2, lane, Vec<A>{}, Vec<A>{});
       store(tile_sum + lane, even_sum + odd_sum);
     }
     return _mm512_cmpgt_epu16_mask(largest, _mm512_set1_epi16(limit)) ? Weights::too_large
@@ -160,6 +182,8 @@ class AmxForwardPass {
   E::Queries q;
   Rows<A> s;
   Rows<Pair> weights;
+  const bool two_halves;  // whether a weight is two numbers of bf16
+  Rows<Pair> residues;
   Rows<A> out_sum;
   A *top, *sum, *tile_sum, *shrink;
   int64_t waiting, waiting_from;  // keys whose weights wait, and the first of them

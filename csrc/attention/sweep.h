@@ -51,16 +51,16 @@ struct Units {
   }
 };
 
-// Scratch of a launcher: `each` bytes for every thread, then `rest`.
+// Scratch of a launcher, one at a time in a thread: `each` bytes for every thread, then `rest`.
 struct SweepMemory {
   char* base;
   int64_t each, threads;
 
   SweepMemory(int64_t each, int64_t threads, int64_t rest)
-      : base(static_cast<char*>(allocate_scratch(each * threads + rest))),
+      : base(static_cast<char*>(kept_scratch().take(each * threads + rest))),
         each(each),
         threads(threads) {}
-  ~SweepMemory() { free(base); }
+  ~SweepMemory() { kept_scratch().give_back(); }
   Carver of_thread(int thread) const { return {base + each * thread}; }
   char* rest() const { return base + each * threads; }
 };
