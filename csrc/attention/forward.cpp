@@ -11,10 +11,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Engine>
 class ForwardPass {
  public:
-  using E = Engine<T>;
+  using E = Engine;
   using A = Acc<T>;
 
   ForwardPass(const AttentionForward& args, Carver& carve)
@@ -82,12 +82,15 @@ class ForwardPass {
       const Vec<A> shrink = E::exponential(old_top - shift, factor);
       store(top + w * L, new_top);
       store(sum + w * L, load(sum + w * L) * shrink + ((more[0] + more[1]) + (more[2] + more[3])));
+      if (all_equal(old_top, new_top)) continue;  // nothing shrinks
       for (int64_t e = 0; e < problem.dv; ++e) {
         A* o = out_sum.row(e) + w * L;
         store(o, load(o) * shrink);
       }
     }
   }
+
+  static bool all_equal(Vec<A> x, Vec<A> y) { return memcmp(&x, &y, sizeof x) == 0; }
 
   void write(const Block& block) {
     const Rows<T> out = query_rows<T>(args.out, block.sequence, block.head);
@@ -123,8 +126,9 @@ class ForwardPass {
 }  // namespace
 
 Status attention_forward(const AttentionForward& args) {
-  return for_dtype(args.problem.dtype,
-                   [&](auto t) { return sweep_queries<ForwardPass<decltype(t)>>(args); });
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    return sweep_queries<ForwardPass<decltype(t), decltype(engine)>>(args);
+  });
 }
 
 }  // namespace GK_LEVEL
