@@ -24,12 +24,10 @@ struct Pair {
 
 // ---- Tiles --------------------------------------------------------------------------------------
 
-// This thread's tile registers, all of 16 rows of 64 bytes, from construction to destruction; so
-// long numbers below the normal ones are zero, as AMX itself takes them.
+// This thread's tile registers, all of 16 rows of 64 bytes, from construction to destruction.
 class AmxTiles {
  public:
-  AmxTiles() : control(_mm_getcsr()) {
-    _mm_setcsr(control | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+  AmxTiles() {
     struct alignas(64) Shape {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -38,15 +36,22 @@ class AmxTiles {
     // GCC 12's _tile_loadconfig does not tell the compiler that all 64 bytes are read.
     asm volatile("ldtilecfg %0" : : "m"(shape) : "memory");
   }
-  ~AmxTiles() {
-    _tile_release();
-    _mm_setcsr(control);
-  }
+  ~AmxTiles() { _tile_release(); }
   AmxTiles(const AmxTiles&) = delete;
   AmxTiles& operator=(const AmxTiles&) = delete;
+};
+
+// The tiles; and numbers below the normal ones are zero, as AMX itself takes them.
+class AmxSession {
+ public:
+  AmxSession() : control(_mm_getcsr()) {
+    _mm_setcsr(control | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+  }
+  ~AmxSession() { _mm_setcsr(control); }
 
  private:
   unsigned control;
+  AmxTiles tiles;
 };
 
 constexpr int tile_rows = 16;   // of A and C; columns of C
@@ -208,7 +213,7 @@ inline Rows<float> words(Rows<T> of) {
 struct AmxEngine {
   using T = BFloat16;
   using A = float;
-  using Session = AmxTiles;
+  using Session = AmxSession;
   static constexpr int64_t width = 64;
   static constexpr int64_t tile = 64;
   static constexpr int64_t grain = tile_depth;

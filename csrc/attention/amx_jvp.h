@@ -125,7 +125,7 @@ class AmxJvpPass {
   const AttentionProblem& problem;
   E::Keys k, v;
   E::Queries q;
-  TangentOperands<T> tangents;
+  TangentOperands<T, E> tangents;
   Rows<A> logits, t;
   Rows<Pair> p_pairs, weights;
   Rows<A> out_sum;

@@ -17,11 +17,11 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Engine>
 class BackwardPass {
  public:
   using Storage = T;
-  using E = Engine<T>;
+  using E = Engine;
   using A = Acc<T>;
 
   BackwardPass(const AttentionBackward& args, Carver& carve)
@@ -45,7 +45,7 @@ class BackwardPass {
     v.take(constant(key_rows<T>(problem.v, sequence, kv_head)), sequence.keys);
   }
 
-  void run(const Block& block, const KeySums<T>& sums) {
+  void run(const Block& block, const KeySums<T, E>& sums) {
     const int64_t vectors = vectors_for<A>(block.queries);
     take_rows(block, vectors);
     E::clear_query_sums(dq, problem.d);
@@ -159,8 +159,8 @@ Status attention_backward(const AttentionBackward& args) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
   if (AmxBackwardPass::takes(args)) return sweep_with_sums<AmxBackwardPass>(args);
 #endif
-  return for_dtype(args.problem.dtype, [&](auto t) {
-    using Pass = BackwardPass<decltype(t)>;
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    using Pass = BackwardPass<decltype(t), decltype(engine)>;
     const InputGradients& grads = args.grads;
     const bool only_bias = !(grads.q.data || grads.k.data || grads.v.data || grads.key_bias.data);
     return sweep_gradients<Pass>(args, only_bias);

@@ -17,10 +17,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Engine>
 class ForwardPass {
  public:
-  using E = Engine<T>;
+  using E = Engine;
   using A = Acc<T>;
 
   ForwardPass(const AttentionForward& args, Carver& carve)
@@ -88,12 +88,15 @@ class ForwardPass {
       const Vec<A> shrink = E::exponential(old_top - shift, factor);
       store(top + w * L, new_top);
       store(sum + w * L, load(sum + w * L) * shrink + ((more[0] + more[1]) + (more[2] + more[3])));
+      if (all_equal(old_top, new_top)) continue;  // nothing shrinks
       for (int64_t e = 0; e < problem.dv; ++e) {
         A* o = out_sum.row(e) + w * L;
         store(o, load(o) * shrink);
       }
     }
   }
+
+  static bool all_equal(Vec<A> x, Vec<A> y) { return memcmp(&x, &y, sizeof x) == 0; }
 
   const AttentionForward& args;
   const AttentionProblem& problem;
@@ -112,8 +115,9 @@ Status attention_forward(const AttentionForward& args) {
   if (args.problem.dtype == DType::bf16 && args.problem.dropout == 0)
     return sweep_queries<AmxForwardPass>(args);
 #endif
-  return for_dtype(args.problem.dtype,
-                   [&](auto t) { return sweep_queries<ForwardPass<decltype(t)>>(args); });
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    return sweep_queries<ForwardPass<decltype(t), decltype(engine)>>(args);
+  });
 }
 
 }  // namespace GK_LEVEL

@@ -16,10 +16,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Engine>
 class JvpPass {
  public:
-  using E = Engine<T>;
+  using E = Engine;
   using A = Acc<T>;
 
   JvpPass(const AttentionJvp& args, Carver& carve)
@@ -96,7 +96,7 @@ class JvpPass {
   const AttentionProblem& problem;
   typename E::Keys k, v;
   typename E::Queries q;
-  TangentOperands<T> tangents;
+  TangentOperands<T, E> tangents;
   Tiles<E> p_tiles, t_tiles;
   Rows<A> work;
   typename E::Operand operand;
@@ -111,8 +111,9 @@ Status attention_jvp(const AttentionJvp& args) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
   if (AmxJvpPass::takes(args)) return sweep_queries<AmxJvpPass>(args);
 #endif
-  return for_dtype(args.problem.dtype,
-                   [&](auto t) { return sweep_queries<JvpPass<decltype(t)>>(args); });
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    return sweep_queries<JvpPass<decltype(t), decltype(engine)>>(args);
+  });
 }
 
 }  // namespace GK_LEVEL

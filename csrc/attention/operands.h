@@ -22,6 +22,12 @@ namespace GK_LEVEL {
 // Which products an operand takes part in, so that an engine makes the forms that these want.
 enum Use : int { in_score = 1, in_to_queries = 2, in_to_keys = 4 };
 
+// Whether an engine, in what a thread did in a session, met numbers that it does not compute with.
+template <class Session>
+inline bool refuses(const Session&) {
+  return false;
+}
+
 template <class T>
 struct FmaEngine {
   using A = Acc<T>;

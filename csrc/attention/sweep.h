@@ -11,6 +11,8 @@
 // chunks then follows from the shape alone, so that results do not depend on threads.
 #pragma once
 
+#include <atomic>
+
 #include "../common/parallel.h"
 #include "engine.h"
 #include "logits.h"
@@ -72,6 +74,19 @@ inline int64_t bytes_of(const Args& args) {
   return count.used;
 }
 
+// Whether an engine met numbers that it does not compute with, in any task.
+class Refusals {
+ public:
+  template <class Session>
+  void look_at(const Session& session) {
+    if (refuses(session)) some.store(true, std::memory_order_relaxed);
+  }
+  Status status() const { return some.load() ? Status::refused : Status::ok; }
+
+ private:
+  std::atomic<bool> some{false};
+};
+
 // ---- Passes whose results belong to queries alone -----------------------------------------------
 
 // pass.enter(sequence, kv_head), then pass.run(block) for every block.
@@ -86,6 +101,7 @@ inline Status sweep_queries(const Args& args) {
   const int64_t chunks = smaller(units.count, ceil_div(E::tasks_per_thread * team, families));
   const SweepMemory memory(bytes_of<Pass>(args), team, 0);
   if (!memory.base) return Status::out_of_memory;
+  Refusals refused;
   parallel(families * chunks, team, [&](int64_t task, int thread) {
     const typename E::Session session;
     Carver carve = memory.of_thread(thread);
@@ -95,16 +111,16 @@ inline Status sweep_queries(const Args& args) {
     pass.enter(sequence, kv_head);
     units.each(problem, sequence, kv_head, task % chunks, chunks,
                [&](const Block& block) { pass.run(block); });
+    refused.look_at(session);
   });
-  return Status::ok;
+  return refused.status();
 }
 
 // ---- Passes with sums over queries --------------------------------------------------------------
 
 // Sums over the queries of one chunk, for all keys of a head.
-template <class T>
+template <class T, class E = Engine<T>>
 struct KeySums {
-  using E = Engine<T>;
   using A = Acc<T>;
   Rows<A> k, v;
   A* key_bias;
@@ -139,9 +155,9 @@ inline void write_sums(Rows<T> to, Rows<A> sums, int64_t apart, int64_t chunks, 
 }
 
 // Gradients of keys [first, last) of one head, from its chunks' sums.
-template <class T>
+template <class T, class Sums>
 inline void write_key_gradients(const AttentionProblem& problem, const InputGradients& grads,
-                                const Sequence& sequence, int64_t kv_head, const KeySums<T>& sums,
+                                const Sequence& sequence, int64_t kv_head, const Sums& sums,
                                 int64_t apart, int64_t chunks, int64_t first, int64_t last) {
   using A = Acc<T>;
   if (grads.k.data)
@@ -195,19 +211,20 @@ inline Status sweep_with_sums(const Args& args) {
   const int64_t chunks = chunks_with_sums<E>(problem);
 
   Carver sums_count{nullptr};
-  const KeySums<T> sums_sizes(sums_count, problem);
+  const KeySums<T, E> sums_sizes(sums_count, problem);
   const int64_t sums_bytes = sums_count.used;
   // With one chunk a family its sums are needed only while it runs.
   const SweepMemory memory(bytes_of<Pass>(args), team,
                            sums_bytes * (chunks == 1 ? team : families * chunks));
   if (!memory.base) return Status::out_of_memory;
 
+  Refusals refused;
   parallel(families * chunks, team, [&](int64_t task, int thread) {
     const typename E::Session session;
     Carver carve = memory.of_thread(thread);
     Carver carve_sums{memory.rest() + sums_bytes * (chunks == 1 ? thread : task)};
     Pass pass(args, carve);
-    const KeySums<T> sums(carve_sums, problem);
+    const KeySums<T, E> sums(carve_sums, problem);
     const int64_t family = task / chunks, kv_head = family % problem.Hk;
     const Sequence sequence(problem, family / problem.Hk);
     sums.reset(sequence.keys);
@@ -221,6 +238,7 @@ inline Status sweep_with_sums(const Args& args) {
     if (chunks == 1)
       write_key_gradients<T>(problem, args.grads, sequence, kv_head, sums, 0, 1, 0,
                              sequence.key_rows);
+    refused.look_at(session);
   });
   if (chunks > 1) {
     const int64_t slabs = ceil_div(problem.M, E::tile);
@@ -228,13 +246,13 @@ inline Status sweep_with_sums(const Args& args) {
       const int64_t family = task / slabs, first = task % slabs * E::tile;
       const Sequence sequence(problem, family / problem.Hk);
       Carver carve{memory.rest() + sums_bytes * family * chunks};
-      const KeySums<T> sums(carve, problem);
+      const KeySums<T, E> sums(carve, problem);
       write_key_gradients<T>(problem, args.grads, sequence, family % problem.Hk, sums,
                              sums_bytes / int64_t(sizeof(Acc<T>)), chunks, first,
                              smaller(sequence.key_rows, first + E::tile));
     });
   }
-  return Status::ok;
+  return refused.status();
 }
 
 }  // namespace GK_LEVEL

@@ -11,10 +11,10 @@
 namespace genkern {
 namespace GK_LEVEL {
 
-template <class T>
+template <class T, class Engine>
 class TangentOperands {
  public:
-  using E = Engine<T>;
+  using E = Engine;
   using A = Acc<T>;
 
   typename E::Keys k, v;
