@@ -7,17 +7,21 @@
 // Vocabulary: operands.h, softmax.h, logits.h, sweep.h. Of a block of queries first P, dP and δ for
 // all keys, then the products with them: five in all. dQ is finished with its block; dK, dV and the
 // key bias's gradient grow in sums of the task's own.
+#include "engine.h"
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "amx_backward.h"
+#endif
 #include "bias_gradient.h"
 
 namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T, class Engine>
+template <class T, class Chosen>
 class BackwardPass {
  public:
   using Storage = T;
-  using E = Engine;
+  using E = Chosen;
   using A = Acc<T>;
 
   BackwardPass(const AttentionBackward& args, Carver& carve)
@@ -152,6 +156,9 @@ class BackwardPass {
 }  // namespace
 
 Status attention_backward(const AttentionBackward& args) {
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  if (AmxBackwardPass::takes(args)) return sweep_with_sums<AmxBackwardPass>(args);
+#endif
   return for_engine(args.problem, [&](auto t, auto engine) {
     using Pass = BackwardPass<decltype(t), decltype(engine)>;
     const InputGradients& grads = args.grads;

@@ -5,6 +5,10 @@
 //
 // Vocabulary: operands.h, softmax.h, tangents.h. Of a block of queries first P, T and τ for all
 // keys, then two products: five in all.
+#include "engine.h"
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "amx_jvp.h"
+#endif
 #include "sweep.h"
 #include "tangents.h"
 
@@ -12,10 +16,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T, class Engine>
+template <class T, class Chosen>
 class JvpPass {
  public:
-  using E = Engine;
+  using E = Chosen;
   using A = Acc<T>;
 
   JvpPass(const AttentionJvp& args, Carver& carve)
@@ -104,6 +108,9 @@ class JvpPass {
 }  // namespace
 
 Status attention_jvp(const AttentionJvp& args) {
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  if (AmxJvpPass::takes(args)) return sweep_queries<AmxJvpPass>(args);
+#endif
   return for_engine(args.problem, [&](auto t, auto engine) {
     return sweep_queries<JvpPass<decltype(t), decltype(engine)>>(args);
   });

@@ -37,6 +37,7 @@ struct FmaEngine {
   static constexpr int64_t width = max_vectors * lanes<A>();  // queries of a block
   static constexpr int64_t tile = 48;                         // keys of a tile
   static constexpr int64_t grain = step;                      // keys that products take at once
+  static constexpr int64_t tasks_per_thread = 4;
 
   static Vec<A> exponential(Vec<A> x, A factor) { return exp(x * factor); }
 

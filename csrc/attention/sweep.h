@@ -98,7 +98,7 @@ inline Status sweep_queries(const Args& args) {
   const int64_t families = problem.B * problem.Hk;
   if (families * units.count == 0) return Status::ok;
   const int team = team_for(problem);
-  const int64_t chunks = smaller(units.count, ceil_div(4 * team, families));
+  const int64_t chunks = smaller(units.count, ceil_div(E::tasks_per_thread * team, families));
   const SweepMemory memory(bytes_of<Pass>(args), team, 0);
   if (!memory.base) return Status::out_of_memory;
   Refusals refused;
@@ -177,6 +177,26 @@ inline void write_key_gradients(const AttentionProblem& problem, const InputGrad
   }
 }
 
+// How many chunks a family's units are dealt to.
+template <class E>
+inline int64_t chunks_with_sums(const AttentionProblem& problem) {
+  const int64_t families = larger(1, problem.B * problem.Hk);
+  return larger(1, smaller(ceil_div(sums_wanted, families),
+                           ceil_div(Units<E>(problem).count, units_a_chunk)));
+}
+// The most blocks that one of them has.
+template <class E>
+inline int64_t blocks_of_task(const AttentionProblem& problem) {
+  return ceil_div(Units<E>(problem).count, chunks_with_sums<E>(problem));
+}
+
+// All blocks of a task: each(run) calls run(block) for one after the other. A pass that wants to go
+// over them otherwise has an overload.
+template <class Pass, class Each, class Sums>
+inline void run_task(Pass& pass, const Each& each, const Sums& sums) {
+  each([&](const Block& block) { pass.run(block, sums); });
+}
+
 // pass.enter(sequence, kv_head), then pass.run(block, sums) for every block. `Pass::Storage` is the
 // storage type; args.grads receives the sums.
 template <class Pass, class Args>
@@ -188,8 +208,7 @@ inline Status sweep_with_sums(const Args& args) {
   const int64_t families = problem.B * problem.Hk;
   if (families == 0) return Status::ok;
   const int team = team_for(problem);
-  const int64_t chunks =
-      larger(1, smaller(ceil_div(sums_wanted, families), ceil_div(units.count, units_a_chunk)));
+  const int64_t chunks = chunks_with_sums<E>(problem);
 
   Carver sums_count{nullptr};
   const KeySums<T, E> sums_sizes(sums_count, problem);
@@ -210,8 +229,12 @@ inline Status sweep_with_sums(const Args& args) {
     const Sequence sequence(problem, family / problem.Hk);
     sums.reset(sequence.keys);
     pass.enter(sequence, kv_head);
-    units.each(problem, sequence, kv_head, task % chunks, chunks,
-               [&](const Block& block) { pass.run(block, sums); });
+    run_task(
+        pass,
+        [&](const auto& run) {
+          units.each(problem, sequence, kv_head, task % chunks, chunks, run);
+        },
+        sums);
     if (chunks == 1)
       write_key_gradients<T>(problem, args.grads, sequence, kv_head, sums, 0, 1, 0,
                              sequence.key_rows);
