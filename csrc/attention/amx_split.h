@@ -181,7 +181,7 @@ struct SplitEngine {
   static constexpr int64_t width = 64;
   static constexpr int64_t tile = 32;
   static constexpr int64_t grain = tile_depth;
-  static constexpr int64_t tasks_per_thread = 4;
+  static constexpr int64_t tasks_per_thread = 2;  // each packs its keys
 
   // 2^(factor·log2(e)·x) within 2 units in the last place, exactly 1 at 0.
   static Vec<A> exponential(Vec<A> x, A factor) {

@@ -17,11 +17,11 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T, class Engine>
+template <class T, class Chosen>
 class BackwardPass {
  public:
   using Storage = T;
-  using E = Engine;
+  using E = Chosen;
   using A = Acc<T>;
 
   BackwardPass(const AttentionBackward& args, Carver& carve)

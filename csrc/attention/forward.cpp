@@ -17,10 +17,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T, class Engine>
+template <class T, class Chosen>
 class ForwardPass {
  public:
-  using E = Engine;
+  using E = Chosen;
   using A = Acc<T>;
 
   ForwardPass(const AttentionForward& args, Carver& carve)

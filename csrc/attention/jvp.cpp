@@ -16,10 +16,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T, class Engine>
+template <class T, class Chosen>
 class JvpPass {
  public:
-  using E = Engine;
+  using E = Chosen;
   using A = Acc<T>;
 
   JvpPass(const AttentionJvp& args, Carver& carve)

@@ -17,11 +17,11 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T, class Engine>
+template <class T, class Chosen>
 class SecondPass {
  public:
   using Storage = T;
-  using E = Engine;
+  using E = Chosen;
   using A = Acc<T>;
 
   SecondPass(const AttentionSecond& args, Carver& carve)
