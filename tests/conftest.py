@@ -25,6 +25,7 @@ def _load(name):
 
 
 _load("attention_errors")
+_load("attention_passes")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,3 +97,15 @@ def python():
         )
 
     return run
+
+
+@pytest.fixture
+def at_level():
+    """Chooses a level by its name; the one from before comes back."""
+    before = native.cpu_level()
+
+    def choose(level):
+        assert native.set_cpu_level(level)
+
+    yield choose
+    native.set_cpu_level(before)

@@ -7,17 +7,21 @@
 // Vocabulary: operands.h, softmax.h, logits.h, sweep.h. Of a block of queries first P, dP and δ for
 // all keys, then the products with them: five in all. dQ is finished with its block; dK, dV and the
 // key bias's gradient grow in sums of the task's own.
+#include "engine.h"
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "amx_backward.h"
+#endif
 #include "bias_gradient.h"
 
 namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Chosen>
 class BackwardPass {
  public:
   using Storage = T;
-  using E = Engine<T>;
+  using E = Chosen;
   using A = Acc<T>;
 
   BackwardPass(const AttentionBackward& args, Carver& carve)
@@ -41,7 +45,7 @@ class BackwardPass {
     v.take(constant(key_rows<T>(problem.v, sequence, kv_head)), sequence.keys);
   }
 
-  void run(const Block& block, const KeySums<T>& sums) {
+  void run(const Block& block, const KeySums<T, E>& sums) {
     const int64_t vectors = vectors_for<A>(block.queries);
     take_rows(block, vectors);
     E::clear_query_sums(dq, problem.d);
@@ -152,8 +156,11 @@ class BackwardPass {
 }  // namespace
 
 Status attention_backward(const AttentionBackward& args) {
-  return for_dtype(args.problem.dtype, [&](auto t) {
-    using Pass = BackwardPass<decltype(t)>;
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  if (AmxBackwardPass::takes(args)) return sweep_with_sums<AmxBackwardPass>(args);
+#endif
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    using Pass = BackwardPass<decltype(t), decltype(engine)>;
     const InputGradients& grads = args.grads;
     const bool only_bias = !(grads.q.data || grads.k.data || grads.v.data || grads.key_bias.data);
     return sweep_gradients<Pass>(args, only_bias);

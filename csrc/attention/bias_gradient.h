@@ -88,6 +88,7 @@ inline Status sweep_bias(const Args& args) {
   const SweepMemory memory(bytes_of<Pass>(args), team, 0);
   if (!memory.base) return Status::out_of_memory;
 
+  Refusals refused;
   parallel(batches * heads * parts, team, [&](int64_t task, int thread) {
     const typename E::Session session;
     Carver carve = memory.of_thread(thread);
@@ -105,8 +106,9 @@ inline Status sweep_bias(const Args& args) {
           if (block * E::width < sequence.queries)
             pass.run_for_bias(Block(E{}, problem, sequence, head, block * E::width), gradient);
       }
+    refused.look_at(session);
   });
-  return Status::ok;
+  return refused.status();
 }
 
 // All results of a pass that has run, for sums and queries, and run_for_bias.

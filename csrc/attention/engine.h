@@ -1,8 +1,9 @@
-// Which engine a storage type is computed by at this level. For kernel files.
+// Which engine computes a call at this level. For kernel files.
 #pragma once
 
+#include "attention.h"
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-#include "amx.h"
+#include "amx_split.h"
 #else
 #include "operands.h"
 #endif
@@ -10,6 +11,7 @@
 namespace genkern {
 namespace GK_LEVEL {
 
+// Of a storage type, whatever the shape.
 template <class T>
 struct EngineOf {
   using type = FmaEngine<T>;
@@ -19,9 +21,27 @@ template <>
 struct EngineOf<BFloat16> {
   using type = AmxEngine;
 };
+
+// Smaller ones do not fill the tiles, or the splitting costs more than it gains (measured).
+inline bool pays_to_split(const AttentionProblem& problem) {
+  return problem.dtype == DType::f32 && smaller(problem.N, problem.M) >= 64 &&
+         smaller(problem.d, problem.dv) >= 16;
+}
 #endif
 template <class T>
 using Engine = typename EngineOf<T>::type;
+
+// run(T{}, engine) for the storage type T of a call and the engine that computes it.
+template <class Run>
+inline Status for_engine(const AttentionProblem& problem, const Run& run) {
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  if (pays_to_split(problem)) {
+    const Status status = run(float{}, SplitEngine{});
+    if (status != Status::refused) return status;
+  }
+#endif
+  return for_dtype(problem.dtype, [&](auto t) { return run(t, Engine<decltype(t)>{}); });
+}
 
 }  // namespace GK_LEVEL
 }  // namespace genkern

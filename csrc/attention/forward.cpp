@@ -4,6 +4,12 @@
 // every tile of keys: Sᵀ; the running maximum m, lane by lane; P = exp(S - m); the sums l and Oᵀ
 // shrink by exp(m_old - m); Oᵀ += Vᵀ·Pᵀ. At the end out = Oᵀ / l; m and l are kept, and lse = m +
 // log l.
+#include "engine.h"
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "amx_forward.h"
+#else
+#include "forward_results.h"
+#endif
 #include "logits.h"
 #include "sweep.h"
 
@@ -11,10 +17,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Chosen>
 class ForwardPass {
  public:
-  using E = Engine<T>;
+  using E = Chosen;
   using A = Acc<T>;
 
   ForwardPass(const AttentionForward& args, Carver& carve)
@@ -52,7 +58,7 @@ class ForwardPass {
       softmax_step(keys, vectors, block.queries);
       E::to_queries(out_sum, v, j0, keys, operand, vectors);
     }
-    write(block);
+    write_forward<T>(args, block, out_sum, top, sum);
   }
 
  private:
@@ -82,6 +88,7 @@ class ForwardPass {
       const Vec<A> shrink = E::exponential(old_top - shift, factor);
       store(top + w * L, new_top);
       store(sum + w * L, load(sum + w * L) * shrink + ((more[0] + more[1]) + (more[2] + more[3])));
+      if (all_equal(old_top, new_top)) continue;  // nothing shrinks
       for (int64_t e = 0; e < problem.dv; ++e) {
         A* o = out_sum.row(e) + w * L;
         store(o, load(o) * shrink);
@@ -89,26 +96,7 @@ class ForwardPass {
     }
   }
 
-  void write(const Block& block) {
-    const Rows<T> out = query_rows<T>(args.out, block.sequence, block.head);
-    A* kept_shift = query_numbers<A>(args.rows.shift, block.sequence, block.head) + block.i0;
-    A* kept_sum = query_numbers<A>(args.rows.sum, block.sequence, block.head) + block.i0;
-    const A factor = exponent_factor<A>(problem);
-    for (int64_t i = 0; i < block.queries; ++i) {
-      kept_shift[i] = top[i] == minus_infinity<A> ? A(0) : top[i];
-      kept_sum[i] = sum[i];
-    }
-    if (args.lse.data) {
-      A* lse = query_numbers<A>(args.lse, block.sequence, block.head) + block.i0;
-      for (int64_t i = 0; i < block.queries; ++i)
-        lse[i] = sum[i] == 0 ? minus_infinity<A> : factor * top[i] + logarithm(sum[i]);
-    }
-    for (int64_t i = 0; i < block.queries; ++i) sum[i] = sum[i] == 0 ? A(0) : A(1) / sum[i];
-    unpack_transposed<T, A>(out.from(block.i0), constant(out_sum), block.queries, problem.dv, sum);
-  }
-
-  static float logarithm(float x) { return __builtin_logf(x); }
-  static double logarithm(double x) { return __builtin_log(x); }
+  static bool all_equal(Vec<A> x, Vec<A> y) { return memcmp(&x, &y, sizeof x) == 0; }
 
   const AttentionForward& args;
   const AttentionProblem& problem;
@@ -123,8 +111,13 @@ class ForwardPass {
 }  // namespace
 
 Status attention_forward(const AttentionForward& args) {
-  return for_dtype(args.problem.dtype,
-                   [&](auto t) { return sweep_queries<ForwardPass<decltype(t)>>(args); });
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  if (args.problem.dtype == DType::bf16 && args.problem.dropout == 0)
+    return sweep_queries<AmxForwardPass>(args);
+#endif
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    return sweep_queries<ForwardPass<decltype(t), decltype(engine)>>(args);
+  });
 }
 
 }  // namespace GK_LEVEL

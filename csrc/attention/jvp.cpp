@@ -5,6 +5,10 @@
 //
 // Vocabulary: operands.h, softmax.h, tangents.h. Of a block of queries first P, T and τ for all
 // keys, then two products: five in all.
+#include "engine.h"
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include "amx_jvp.h"
+#endif
 #include "sweep.h"
 #include "tangents.h"
 
@@ -12,10 +16,10 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Chosen>
 class JvpPass {
  public:
-  using E = Engine<T>;
+  using E = Chosen;
   using A = Acc<T>;
 
   JvpPass(const AttentionJvp& args, Carver& carve)
@@ -92,7 +96,7 @@ class JvpPass {
   const AttentionProblem& problem;
   typename E::Keys k, v;
   typename E::Queries q;
-  TangentOperands<T> tangents;
+  TangentOperands<T, E> tangents;
   Tiles<E> p_tiles, t_tiles;
   Rows<A> work;
   typename E::Operand operand;
@@ -104,8 +108,12 @@ class JvpPass {
 }  // namespace
 
 Status attention_jvp(const AttentionJvp& args) {
-  return for_dtype(args.problem.dtype,
-                   [&](auto t) { return sweep_queries<JvpPass<decltype(t)>>(args); });
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+  if (AmxJvpPass::takes(args)) return sweep_queries<AmxJvpPass>(args);
+#endif
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    return sweep_queries<JvpPass<decltype(t), decltype(engine)>>(args);
+  });
 }
 
 }  // namespace GK_LEVEL

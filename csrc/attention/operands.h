@@ -22,6 +22,12 @@ namespace GK_LEVEL {
 // Which products an operand takes part in, so that an engine makes the forms that these want.
 enum Use : int { in_score = 1, in_to_queries = 2, in_to_keys = 4 };
 
+// Whether an engine, in what a thread did in a session, met numbers that it does not compute with.
+template <class Session>
+inline bool refuses(const Session&) {
+  return false;
+}
+
 template <class T>
 struct FmaEngine {
   using A = Acc<T>;
@@ -31,6 +37,7 @@ struct FmaEngine {
   static constexpr int64_t width = max_vectors * lanes<A>();  // queries of a block
   static constexpr int64_t tile = 48;                         // keys of a tile
   static constexpr int64_t grain = step;                      // keys that products take at once
+  static constexpr int64_t tasks_per_thread = 4;
 
   static Vec<A> exponential(Vec<A> x, A factor) { return exp(x * factor); }
 

@@ -17,11 +17,11 @@ namespace genkern {
 namespace GK_LEVEL {
 namespace {
 
-template <class T>
+template <class T, class Chosen>
 class SecondPass {
  public:
   using Storage = T;
-  using E = Engine<T>;
+  using E = Chosen;
   using A = Acc<T>;
 
   SecondPass(const AttentionSecond& args, Carver& carve)
@@ -55,7 +55,7 @@ class SecondPass {
     tangents.enter(sequence, kv_head);
   }
 
-  void run(const Block& block, const KeySums<T>& sums) {
+  void run(const Block& block, const KeySums<T, E>& sums) {
     const int64_t vectors = vectors_for<A>(block.queries);
     take_rows(block, vectors);
     put_numbers(args.out_grad_lse, tau, block);
@@ -204,7 +204,7 @@ class SecondPass {
   }
 
   // `ready`: make_weights has been here.
-  void multiply_out(const Block& block, const KeySums<T>& sums, int64_t j0, int64_t keys,
+  void multiply_out(const Block& block, const KeySums<T, E>& sums, int64_t j0, int64_t keys,
                     int64_t vectors, bool ready) {
     const InputGradients& grads = args.grads;
     const Rows<A> p = p_tiles.at(block, j0), ds = dp_tiles.at(block, j0);
@@ -243,7 +243,7 @@ class SecondPass {
   const AttentionProblem& problem;
   typename E::Keys k, v;
   typename E::Queries q, grad_out;
-  TangentOperands<T> tangents;
+  TangentOperands<T, E> tangents;
   Tiles<E> p_tiles, dp_tiles, t_tiles, e_tiles, tanh_tiles, tx_tiles, z_tiles;
   typename E::Operand operand;
   Rows<A> q_sum, out_sum;
@@ -254,8 +254,9 @@ class SecondPass {
 }  // namespace
 
 Status attention_second(const AttentionSecond& args) {
-  return for_dtype(args.problem.dtype,
-                   [&](auto t) { return sweep_gradients<SecondPass<decltype(t)>>(args, false); });
+  return for_engine(args.problem, [&](auto t, auto engine) {
+    return sweep_gradients<SecondPass<decltype(t), decltype(engine)>>(args, false);
+  });
 }
 
 }  // namespace GK_LEVEL

@@ -11,6 +11,8 @@
 // chunks then follows from the shape alone, so that results do not depend on threads.
 #pragma once
 
+#include <atomic>
+
 #include "../common/parallel.h"
 #include "engine.h"
 #include "logits.h"
@@ -51,16 +53,16 @@ struct Units {
   }
 };
 
-// Scratch of a launcher: `each` bytes for every thread, then `rest`.
+// Scratch of a launcher, one at a time in a thread: `each` bytes for every thread, then `rest`.
 struct SweepMemory {
   char* base;
   int64_t each, threads;
 
   SweepMemory(int64_t each, int64_t threads, int64_t rest)
-      : base(static_cast<char*>(allocate_scratch(each * threads + rest))),
+      : base(static_cast<char*>(kept_scratch().take(each * threads + rest))),
         each(each),
         threads(threads) {}
-  ~SweepMemory() { free(base); }
+  ~SweepMemory() { kept_scratch().give_back(); }
   Carver of_thread(int thread) const { return {base + each * thread}; }
   char* rest() const { return base + each * threads; }
 };
@@ -71,6 +73,19 @@ inline int64_t bytes_of(const Args& args) {
   const Pass pass(args, count);
   return count.used;
 }
+
+// Whether an engine met numbers that it does not compute with, in any task.
+class Refusals {
+ public:
+  template <class Session>
+  void look_at(const Session& session) {
+    if (refuses(session)) some.store(true, std::memory_order_relaxed);
+  }
+  Status status() const { return some.load() ? Status::refused : Status::ok; }
+
+ private:
+  std::atomic<bool> some{false};
+};
 
 // ---- Passes whose results belong to queries alone -----------------------------------------------
 
@@ -83,9 +98,10 @@ inline Status sweep_queries(const Args& args) {
   const int64_t families = problem.B * problem.Hk;
   if (families * units.count == 0) return Status::ok;
   const int team = team_for(problem);
-  const int64_t chunks = smaller(units.count, ceil_div(4 * team, families));
+  const int64_t chunks = smaller(units.count, ceil_div(E::tasks_per_thread * team, families));
   const SweepMemory memory(bytes_of<Pass>(args), team, 0);
   if (!memory.base) return Status::out_of_memory;
+  Refusals refused;
   parallel(families * chunks, team, [&](int64_t task, int thread) {
     const typename E::Session session;
     Carver carve = memory.of_thread(thread);
@@ -95,16 +111,16 @@ inline Status sweep_queries(const Args& args) {
     pass.enter(sequence, kv_head);
     units.each(problem, sequence, kv_head, task % chunks, chunks,
                [&](const Block& block) { pass.run(block); });
+    refused.look_at(session);
   });
-  return Status::ok;
+  return refused.status();
 }
 
 // ---- Passes with sums over queries --------------------------------------------------------------
 
 // Sums over the queries of one chunk, for all keys of a head.
-template <class T>
+template <class T, class E = Engine<T>>
 struct KeySums {
-  using E = Engine<T>;
   using A = Acc<T>;
   Rows<A> k, v;
   A* key_bias;
@@ -139,9 +155,9 @@ inline void write_sums(Rows<T> to, Rows<A> sums, int64_t apart, int64_t chunks, 
 }
 
 // Gradients of keys [first, last) of one head, from its chunks' sums.
-template <class T>
+template <class T, class Sums>
 inline void write_key_gradients(const AttentionProblem& problem, const InputGradients& grads,
-                                const Sequence& sequence, int64_t kv_head, const KeySums<T>& sums,
+                                const Sequence& sequence, int64_t kv_head, const Sums& sums,
                                 int64_t apart, int64_t chunks, int64_t first, int64_t last) {
   using A = Acc<T>;
   if (grads.k.data)
@@ -161,6 +177,26 @@ inline void write_key_gradients(const AttentionProblem& problem, const InputGrad
   }
 }
 
+// How many chunks a family's units are dealt to.
+template <class E>
+inline int64_t chunks_with_sums(const AttentionProblem& problem) {
+  const int64_t families = larger(1, problem.B * problem.Hk);
+  return larger(1, smaller(ceil_div(sums_wanted, families),
+                           ceil_div(Units<E>(problem).count, units_a_chunk)));
+}
+// The most blocks that one of them has.
+template <class E>
+inline int64_t blocks_of_task(const AttentionProblem& problem) {
+  return ceil_div(Units<E>(problem).count, chunks_with_sums<E>(problem));
+}
+
+// All blocks of a task: each(run) calls run(block) for one after the other. A pass that wants to go
+// over them otherwise has an overload.
+template <class Pass, class Each, class Sums>
+inline void run_task(Pass& pass, const Each& each, const Sums& sums) {
+  each([&](const Block& block) { pass.run(block, sums); });
+}
+
 // pass.enter(sequence, kv_head), then pass.run(block, sums) for every block. `Pass::Storage` is the
 // storage type; args.grads receives the sums.
 template <class Pass, class Args>
@@ -172,32 +208,37 @@ inline Status sweep_with_sums(const Args& args) {
   const int64_t families = problem.B * problem.Hk;
   if (families == 0) return Status::ok;
   const int team = team_for(problem);
-  const int64_t chunks =
-      larger(1, smaller(ceil_div(sums_wanted, families), ceil_div(units.count, units_a_chunk)));
+  const int64_t chunks = chunks_with_sums<E>(problem);
 
   Carver sums_count{nullptr};
-  const KeySums<T> sums_sizes(sums_count, problem);
+  const KeySums<T, E> sums_sizes(sums_count, problem);
   const int64_t sums_bytes = sums_count.used;
   // With one chunk a family its sums are needed only while it runs.
   const SweepMemory memory(bytes_of<Pass>(args), team,
                            sums_bytes * (chunks == 1 ? team : families * chunks));
   if (!memory.base) return Status::out_of_memory;
 
+  Refusals refused;
   parallel(families * chunks, team, [&](int64_t task, int thread) {
     const typename E::Session session;
     Carver carve = memory.of_thread(thread);
     Carver carve_sums{memory.rest() + sums_bytes * (chunks == 1 ? thread : task)};
     Pass pass(args, carve);
-    const KeySums<T> sums(carve_sums, problem);
+    const KeySums<T, E> sums(carve_sums, problem);
     const int64_t family = task / chunks, kv_head = family % problem.Hk;
     const Sequence sequence(problem, family / problem.Hk);
     sums.reset(sequence.keys);
     pass.enter(sequence, kv_head);
-    units.each(problem, sequence, kv_head, task % chunks, chunks,
-               [&](const Block& block) { pass.run(block, sums); });
+    run_task(
+        pass,
+        [&](const auto& run) {
+          units.each(problem, sequence, kv_head, task % chunks, chunks, run);
+        },
+        sums);
     if (chunks == 1)
       write_key_gradients<T>(problem, args.grads, sequence, kv_head, sums, 0, 1, 0,
                              sequence.key_rows);
+    refused.look_at(session);
   });
   if (chunks > 1) {
     const int64_t slabs = ceil_div(problem.M, E::tile);
@@ -205,13 +246,13 @@ inline Status sweep_with_sums(const Args& args) {
       const int64_t family = task / slabs, first = task % slabs * E::tile;
       const Sequence sequence(problem, family / problem.Hk);
       Carver carve{memory.rest() + sums_bytes * family * chunks};
-      const KeySums<T> sums(carve, problem);
+      const KeySums<T, E> sums(carve, problem);
       write_key_gradients<T>(problem, args.grads, sequence, family % problem.Hk, sums,
                              sums_bytes / int64_t(sizeof(Acc<T>)), chunks, first,
                              smaller(sequence.key_rows, first + E::tile));
     });
   }
-  return Status::ok;
+  return refused.status();
 }
 
 }  // namespace GK_LEVEL

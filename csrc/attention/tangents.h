@@ -11,10 +11,10 @@
 namespace genkern {
 namespace GK_LEVEL {
 
-template <class T>
+template <class T, class Chosen = Engine<T>>
 class TangentOperands {
  public:
-  using E = Engine<T>;
+  using E = Chosen;
   using A = Acc<T>;
 
   typename E::Keys k, v;

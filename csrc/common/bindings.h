@@ -41,6 +41,8 @@ inline void check(Status status, const char* launcher) {
                                cuda::last_launch_error());
 #endif
       throw std::runtime_error(std::string(launcher) + ": a CUDA error");
+    case Status::refused:
+      throw std::logic_error(std::string(launcher) + ": no engine took the call");
   }
 }
 

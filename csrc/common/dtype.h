@@ -11,6 +11,13 @@ constexpr int element_bytes(DType dtype) {
 }
 
 // What a launcher answers. The binding turns anything but `ok` into a Python exception.
-enum class Status : int { ok = 0, unknown_dtype = 1, out_of_memory = 2, cuda_error = 3 };
+// `refused` stays inside of attention: an engine leaves the call to another one.
+enum class Status : int {
+  ok = 0,
+  unknown_dtype = 1,
+  out_of_memory = 2,
+  cuda_error = 3,
+  refused = 4
+};
 
 }  // namespace genkern
