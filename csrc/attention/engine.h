@@ -22,10 +22,13 @@ struct EngineOf<BFloat16> {
   using type = AmxEngine;
 };
 
-// Smaller ones do not fill the tiles, or the splitting costs more than it gains (measured).
+constexpr int64_t most_split_keys = 8192;
+
+// Smaller ones do not fill the tiles, or the splitting costs more than it gains (measured). Of more
+// keys every thread would hold too much: 12 bytes a number where others hold none.
 inline bool pays_to_split(const AttentionProblem& problem) {
   return problem.dtype == DType::f32 && smaller(problem.N, problem.M) >= 64 &&
-         smaller(problem.d, problem.dv) >= 16;
+         problem.M <= most_split_keys && smaller(problem.d, problem.dv) >= 16;
 }
 #endif
 template <class T>
