@@ -61,8 +61,9 @@ struct AttentionProblem {
   Heads q, k, v;
 };
 
-// Of every row: shift = max S and sum = Σ exp(S - shift), both 0 where nothing is seen. Without
-// softcap and bias, shift is in units of |scale|: S = |scale|·(sign(scale)·q·k).
+// Of every row: shift and sum = Σ exp(S - shift), both 0 where nothing is seen. shift is max S, or
+// (on AMX in bf16) so near below it that no exp exceeds 2^8. Without softcap and bias, shift is in
+// units of |scale|: S = |scale|·(sign(scale)·q·k).
 struct SoftmaxRows {
   RowNumbers shift, sum;
 };
