@@ -11,8 +11,6 @@
 // chunks then follows from the shape alone, so that results do not depend on threads.
 #pragma once
 
-#include <atomic>
-
 #include "../common/parallel.h"
 #include "engine.h"
 #include "logits.h"
@@ -74,17 +72,20 @@ inline int64_t bytes_of(const Args& args) {
   return count.used;
 }
 
-// Whether an engine met numbers that it does not compute with, in any task.
+// Whether an engine met numbers that it does not compute with, in any task. (The library's atomics
+// would be functions of this level that any other might be linked to.)
 class Refusals {
  public:
   template <class Session>
   void look_at(const Session& session) {
-    if (refuses(session)) some.store(true, std::memory_order_relaxed);
+    if (refuses(session)) __atomic_store_n(&some, true, __ATOMIC_RELAXED);
   }
-  Status status() const { return some.load() ? Status::refused : Status::ok; }
+  Status status() const {
+    return __atomic_load_n(&some, __ATOMIC_RELAXED) ? Status::refused : Status::ok;
+  }
 
  private:
-  std::atomic<bool> some{false};
+  bool some = false;
 };
 
 // ---- Passes whose results belong to queries alone -----------------------------------------------
