@@ -1,10 +1,14 @@
 """The choice of a backend, and how it is told."""
 
+import _thread
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import genkern
-from genkern import losses
+from genkern import backend, losses
 
 
 def test_default_follows_the_device():
@@ -62,3 +66,20 @@ def test_environment_sets_the_default(python):
     assert python(ASK, GENKERN_BACKEND="cpu").stdout.strip() == "cpu"
     wrong = python(ASK, GENKERN_BACKEND="fast")
     assert wrong.returncode and "GENKERN_BACKEND must be one of" in wrong.stderr
+
+
+def test_threads_that_python_did_not_start_see_what_was_asked_for_last():
+    """Autograd's for GPUs, in which the backward of a compiled graph chooses."""
+    tensor = SimpleNamespace(
+        is_cpu=False, is_cuda=True, device=torch.device("cuda"), dtype=torch.float32
+    )
+    found, done = [], threading.Event()
+
+    def foreign():
+        found.append(backend.choose("an op", tensor, ("cuda", "triton")))
+        done.set()
+
+    with backend.use_backend("reference"):
+        _thread.start_new_thread(foreign, ())
+        assert done.wait(10)
+    assert found == ["reference"]
