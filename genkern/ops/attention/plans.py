@@ -52,7 +52,7 @@ def attention(q, k, v, mask, is_causal, scale, enable_gqa):
         or (asked_for is not None and asked_for != "cpu")
         or transforms_active()
         or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled("cpu")
+        or (torch.is_autocast_enabled("cpu") and _are_cast(q, k, v, mask))
     ):
         return None
     signature = (
@@ -72,6 +72,11 @@ def attention(q, k, v, mask, is_causal, scale, enable_gqa):
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _apply(plan, q, k, v, mask)
     return _forward(plan, q, k, v, mask, 0)
+
+
+def _are_cast(*tensors):
+    dtype = torch.get_autocast_dtype("cpu")
+    return any(x is not None and x.dtype not in (dtype, torch.bool) for x in tensors)
 
 
 def _plan(q, k, v, mask, is_causal, scale, enable_gqa):
