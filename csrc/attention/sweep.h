@@ -151,7 +151,7 @@ inline void write_sums(Rows<T> to, Rows<A> sums, int64_t apart, int64_t chunks, 
         total = load(sums.row(j) + c);
         for (int64_t i = 1; i < chunks; ++i) total += load(sums.row(j) + c + i * apart);
       }
-      store_part(to.row(j) + c, total * factor, smaller(L, columns - c));
+      store_some(to.row(j) + c, total * factor, columns - c);
     }
 }
 
