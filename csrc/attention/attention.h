@@ -85,8 +85,8 @@ struct InputGradients {
 struct AttentionForward {
   AttentionProblem problem;
   Heads out;
-  SoftmaxRows rows;
-  RowNumbers lse;  // data null: not wanted
+  SoftmaxRows rows;  // data null: not wanted (on the CPU)
+  RowNumbers lse;    // data null: not wanted
 };
 
 // The gradients of ⟨grad_out, out⟩ + ⟨grad_lse, lse⟩.

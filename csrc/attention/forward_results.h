@@ -17,12 +17,14 @@ inline void write_forward(const AttentionForward& args, const Block& block, Rows
   using A = Acc<T>;
   const AttentionProblem& problem = args.problem;
   const Rows<T> out = query_rows<T>(args.out, block.sequence, block.head);
-  A* kept_shift = query_numbers<A>(args.rows.shift, block.sequence, block.head) + block.i0;
-  A* kept_sum = query_numbers<A>(args.rows.sum, block.sequence, block.head) + block.i0;
   const A factor = exponent_factor<A>(problem);
-  for (int64_t i = 0; i < block.queries; ++i) {
-    kept_shift[i] = top[i] == minus_infinity<A> ? A(0) : top[i];
-    kept_sum[i] = sum[i];
+  if (args.rows.shift.data) {
+    A* kept_shift = query_numbers<A>(args.rows.shift, block.sequence, block.head) + block.i0;
+    A* kept_sum = query_numbers<A>(args.rows.sum, block.sequence, block.head) + block.i0;
+    for (int64_t i = 0; i < block.queries; ++i) {
+      kept_shift[i] = top[i] == minus_infinity<A> ? A(0) : top[i];
+      kept_sum[i] = sum[i];
+    }
   }
   if (args.lse.data) {
     A* lse = query_numbers<A>(args.lse, block.sequence, block.head) + block.i0;

@@ -12,7 +12,15 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import ARITHMETIC, is_plain
-from genkern.ops.attention import arguments, autograd, batching, kernels, library, reference
+from genkern.ops.attention import (
+    arguments,
+    autograd,
+    batching,
+    kernels,
+    library,
+    plans,
+    reference,
+)
 from genkern.ops.attention.arguments import NOTHING_FIXED, OP, Fixed
 
 
@@ -77,6 +85,17 @@ def attention(
     in the backward: Dao et al. 2022 (FlashAttention); softcap: Gemma 2, 2024; distances: Kim et
     al. 2021, https://arxiv.org/abs/2006.04710.
     """
+    if (
+        not torch.compiler.is_compiling()
+        and (attn_mask is None and key_lengths is None and window is None and softcap is None)
+        and (dropout_p == 0 and alignment == "upper_left" and similarity == "dot")
+        and not return_lse
+        and type(is_causal) is type(enable_gqa) is bool
+        and (scale is None or type(scale) is float)
+    ):
+        out = plans.attention(q, k, v, is_causal, scale, enable_gqa)
+        if out is not None:
+            return out
     q, k, v = _autocast(q, k, v)
     arguments.check_qkv(q, k, v)
     causal_alignment = arguments.causal_bias_alignment(attn_mask, q.shape[-2], k.shape[-2])

@@ -1,0 +1,76 @@
+// A call of attention of which all is known but the addresses: genkern/ops/attention/plans.py keeps
+// these, so that a call like an earlier one hands over a few addresses instead of fifty numbers.
+#pragma once
+
+#include "bindings.h"
+
+namespace genkern {
+namespace bindings {
+
+class AttentionPlan {
+ public:
+  // Of tensors whose strides are those of every call; no biases. The rows are dense [2, B, H, N].
+  AttentionPlan(const ProblemArgument& problem, const HeadsArgument& out,
+                const HeadsArgument& grad_q, const HeadsArgument& grad_k,
+                const HeadsArgument& grad_v)
+      : problem_(bindings::problem(problem)),
+        out_(heads(out)),
+        grad_q_(heads(grad_q)),
+        grad_k_(heads(grad_k)),
+        grad_v_(heads(grad_v)) {}
+
+  // rows 0: not wanted.
+  void forward(Address q, Address k, Address v, Address out, Address rows, int threads) const {
+    const AttentionForward args{at(q, k, v, threads), at(out_, out), rows_at(rows), {}};
+    py::gil_scoped_release release;
+    check(GK_PICK(attention_forward)(args), "attention_forward");
+  }
+
+  // The strides are grad_out's. Results 0: not wanted.
+  void backward(Address q, Address k, Address v, Address rows, Address grad_out,
+                const std::array<int64_t, 4>& strides, Address grad_q, Address grad_k,
+                Address grad_v, int threads) const {
+    const AttentionBackward args{at(q, k, v, threads),
+                                 rows_at(rows),
+                                 at(out_, grad_out),
+                                 {},
+                                 {at(grad_q_, grad_q), at(grad_k_, grad_k), at(grad_v_, grad_v)}};
+    py::gil_scoped_release release;
+    check(GK_PICK(attention_backward)(args), "attention_backward");
+  }
+
+ private:
+  static Heads at(Heads tensor, Address address) {
+    tensor.data = pointer(address);
+    return tensor;
+  }
+  AttentionProblem at(Address q, Address k, Address v, int threads) const {
+    AttentionProblem problem = problem_;
+    problem.q.data = pointer(q);
+    problem.k.data = pointer(k);
+    problem.v.data = pointer(v);
+    problem.threads = threads;
+    return problem;
+  }
+  SoftmaxRows rows_at(Address rows) const {
+    if (!rows) return {};
+    const int64_t head = problem_.N, batch = head * problem_.H;
+    const int64_t bytes = problem_.dtype == DType::f64 ? 8 : 4;
+    return {{pointer(rows), batch, head},
+            {pointer(rows + Address(problem_.B * batch * bytes)), batch, head}};
+  }
+
+  AttentionProblem problem_;
+  Heads out_, grad_q_, grad_k_, grad_v_;
+};
+
+inline void bind_attention_plan(py::module_& m) {
+  using H = const HeadsArgument&;
+  py::class_<AttentionPlan>(m, "AttentionPlan")
+      .def(py::init<const ProblemArgument&, H, H, H, H>())
+      .def("forward", &AttentionPlan::forward)
+      .def("backward", &AttentionPlan::backward);
+}
+
+}  // namespace bindings
+}  // namespace genkern
