@@ -21,7 +21,7 @@ from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import is_plain
 from genkern.ops.attention import kernels
-from genkern.ops.attention.arguments import OP
+from genkern.ops.attention.arguments import OP, Fixed
 
 _WITH_THE_FORWARD = "one kernel with the forward"
 
@@ -30,21 +30,19 @@ def attention(inputs, fixed, settings, return_lse):
     """(out, lse), or None; lse may be None where it wasn't asked for."""
     if forward_ad._current_level < 0 or backends.wanted() not in (None, "cpu"):
         return None
-    if not transforms_active():
-        primals, tangents = zip(*(_parts(x) for x in inputs), strict=True)
+    stack = get_interpreter_stack() if transforms_active() else ()
+    if len(stack) > 1 or any(x.key() != TransformType.Jvp for x in stack) or not inputs[0].is_cpu:
+        return None
+    primals, tangents = zip(*(_parts(x) for x in inputs), strict=True)
+    if not stack:
         found = _computed(primals, tangents, fixed, settings, return_lse)
         return found and _duals(*found)
-    stack = get_interpreter_stack()
-    if len(stack) != 1 or stack[0].key() != TransformType.Jvp:
-        return None
     level = stack[0].level()
-    primals, tangents = zip(*(_parts(x) for x in inputs), strict=True)
-    primals, tangents = (
-        _each(_unwrap_for_grad, primals, level),
-        _each(_unwrap_for_grad, tangents, level),
+    primals, tangents, fixed = (
+        _each(_unwrap_for_grad, x, level) for x in (primals, tangents, fixed)
     )
     with temporarily_pop_interpreter_stack():
-        found = _computed(primals, tangents, fixed, settings, return_lse)
+        found = _computed(primals, tangents, Fixed(*fixed), settings, return_lse)
     return found and _duals(*_each(_wrap_for_grad, found, level))
 
 
