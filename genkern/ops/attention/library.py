@@ -136,11 +136,13 @@ def _launches(name, inputs, fixed, settings):
 def _forward(*args):
     inputs, fixed, settings, _ = _parts(args)
     if launches := _launches(OP, inputs, fixed, settings):
-        return launches.forward(inputs, fixed, settings, True)
+        out, lse, rows = launches.forward(inputs, fixed, settings, True)
+        return out, lse, kernels.with_out(rows, inputs[0], out)
     # What the kernels would keep too, because they may yet be asked for a derivative.
     out, lse = reference.attention(inputs, fixed, settings)
     rows = reference.softmax_rows(inputs, fixed, settings)
-    return _like_kernels(out, inputs[0]), lse.contiguous(), rows
+    out = _like_kernels(out, inputs[0])
+    return out, lse.contiguous(), kernels.with_out(rows, inputs[0], out)
 
 
 def _backward(*args):
@@ -196,7 +198,7 @@ def _gradients_like_kernels(found, inputs):
 def _forward_fake(*args):
     (q, _, v, _, _), _, _, _ = _parts(args)
     out = kernels.laid_out_like(q, v.shape[3])
-    return out, kernels.new_row_numbers(q), kernels.new_rows(q)
+    return out, kernels.new_row_numbers(q), kernels.new_rows(q, kernels.rows_kept(q, v))
 
 
 def _backward_fake(*args):

@@ -92,10 +92,11 @@ def _plan(q, k, v, is_causal, scale, enable_gqa):
                 *(inputs, NOTHING_FIXED, settings, 0, q.shape[2], k.shape[2])
             ),
             *(out, *grads),
+            kernels.rows_kept(q, v),
         ),
         settings,
         tuple(_allocator(*result, x) for result, x in zip(results, examples, strict=True)),
-        ((2, *q.shape[:3]), ARITHMETIC[q.dtype]),
+        ((kernels.rows_kept(q, v), *q.shape[:3]), ARITHMETIC[q.dtype]),
         (q.stride(), k.stride(), v.stride()),
     )
 
