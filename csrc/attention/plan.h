@@ -9,8 +9,8 @@ namespace bindings {
 
 class AttentionPlan {
  public:
-  // Of tensors whose strides are those of every call; no biases. The rows are dense [rows_kept, B,
-  // H, N].
+  // Of tensors whose strides are those of every call, with at most one of both biases, the mask.
+  // The rows are dense [rows_kept, B, H, N].
   AttentionPlan(const ProblemArgument& problem, const HeadsArgument& out,
                 const HeadsArgument& grad_q, const HeadsArgument& grad_k,
                 const HeadsArgument& grad_v, int64_t rows_kept)
@@ -22,19 +22,20 @@ class AttentionPlan {
         rows_kept_(rows_kept) {}
 
   // rows 0: not wanted.
-  void forward(Address q, Address k, Address v, Address out, Address rows, int threads) const {
-    const AttentionForward args{at(q, k, v, threads), at(out_, out), rows_at(rows), {}};
+  void forward(Address q, Address k, Address v, Address mask, Address out, Address rows,
+               int threads) const {
+    const AttentionForward args{at(q, k, v, mask, threads), at(out_, out), rows_at(rows), {}};
     py::gil_scoped_release release;
     check(GK_PICK(attention_forward)(args), "attention_forward");
   }
 
   // The strides are grad_out's. Results 0: not wanted.
-  void backward(Address q, Address k, Address v, Address rows, Address grad_out,
+  void backward(Address q, Address k, Address v, Address mask, Address rows, Address grad_out,
                 const std::array<int64_t, 4>& strides, Address grad_q, Address grad_k,
                 Address grad_v, int threads) const {
-    const AttentionBackward args{at(q, k, v, threads),
+    const AttentionBackward args{at(q, k, v, mask, threads),
                                  rows_at(rows),
-                                 at(out_, grad_out),
+                                 {pointer(grad_out), strides[0], strides[1], strides[2]},
                                  {},
                                  {at(grad_q_, grad_q), at(grad_k_, grad_k), at(grad_v_, grad_v)}};
     py::gil_scoped_release release;
@@ -46,11 +47,13 @@ class AttentionPlan {
     tensor.data = pointer(address);
     return tensor;
   }
-  AttentionProblem at(Address q, Address k, Address v, int threads) const {
+  AttentionProblem at(Address q, Address k, Address v, Address mask, int threads) const {
     AttentionProblem problem = problem_;
     problem.q.data = pointer(q);
     problem.k.data = pointer(k);
     problem.v.data = pointer(v);
+    if (problem.bias.data) problem.bias.data = pointer(mask);
+    if (problem.key_bias.data) problem.key_bias.data = pointer(mask);
     problem.threads = threads;
     return problem;
   }

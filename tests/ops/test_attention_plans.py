@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 import genkern
+from genkern.ops._tensors import ARITHMETIC
 from genkern.ops.attention import plans
 
 # (q's, k's and v's shapes, options)
@@ -18,6 +19,10 @@ KINDS = {
     "scale": ([(1, 2, 17, 24)] * 3, {"scale": -0.3}),
     "grouped heads": ([(2, 4, 20, 8), (2, 2, 30, 8), (2, 2, 30, 8)], {"enable_gqa": True}),
     "many keys": ([(1, 1, 130, 32), (1, 1, 400, 32), (1, 1, 400, 96)], {}),
+    "boolean mask": ([(2, 3, 9, 8)] * 3, {"attn_mask": torch.randn(2, 1, 9, 9) > 0}),
+    "boolean mask of keys": ([(2, 3, 9, 8)] * 3, {"attn_mask": torch.randn(2, 1, 1, 9) > 0}),
+    "added mask": ([(2, 3, 9, 8)] * 3, {"attn_mask": torch.randn(3, 9, 9), "is_causal": True}),
+    "mask of keys": ([(2, 3, 9, 8)] * 3, {"attn_mask": torch.randn(2, 1, 1, 9)}),
     "no queries": ([(2, 1, 0, 8), (2, 1, 5, 8), (2, 1, 5, 8)], {}),
     "no keys": ([(2, 1, 5, 8), (2, 1, 0, 8), (2, 1, 0, 8)], {}),
     "no heads": ([(2, 0, 5, 8)] * 3, {}),
@@ -70,6 +75,9 @@ def results(qkv, cotangent, **options):
 @pytest.mark.parametrize("shapes, options", KINDS.values(), ids=KINDS)
 def test_it_is_the_long_way(shapes, options, layout, dtype, poisoned, cpu_level, monkeypatch):
     qkv = [layout(shape).to(dtype) for shape in shapes]
+    mask = options.get("attn_mask")
+    if mask is not None and mask.is_floating_point():  # of a dtype that needs no copy
+        options = {**options, "attn_mask": mask.to(ARITHMETIC[dtype])}
     with monkeypatch.context() as patch:
         patch.setattr(plans, "attention", lambda *args: None)
         plain = genkern.attention(*qkv, **options)
@@ -93,7 +101,13 @@ def test_it_is_the_long_way(shapes, options, layout, dtype, poisoned, cpu_level,
 def long_ways():
     q, k, v = (torch.randn(s) for s in QKV)
     backwards = torch.randn(2, 2, 4, 6).transpose(2, 3)
-    yield "mask", (q, k, v), {"attn_mask": torch.ones(6, 6, dtype=torch.bool)}
+    yield "mask with a gradient", (q, k, v), {"attn_mask": torch.randn(6, 6, requires_grad=True)}
+    yield "mask to be copied", (q, k, v), {"attn_mask": torch.randn(2, 1, 1, 12)[..., ::2]}
+    yield (
+        "negated mask",
+        (q, k, v),
+        {"attn_mask": torch.randn(6, 6, dtype=torch.cfloat).conj().imag},
+    )
     yield "lengths", (q, k, v), {"key_lengths": torch.tensor([3, 6])}
     yield "window", (q, k, v), {"window": (1, 1)}
     yield "softcap", (q, k, v), {"softcap": 5.0}
@@ -152,9 +166,10 @@ def test_only_some_gradients(wanted, poisoned, monkeypatch):
 
 
 def test_gradients_laid_out_otherwise(monkeypatch):
-    """Of a sum's gradient, whose strides are zero, and of a transposed one."""
+    """Of a sum's gradient, whose strides are zero, and of transposed ones."""
     qkv = [torch.randn(s) for s in QKV]
-    for cotangent in (torch.ones(()), torch.randn(2, 2, 4, 6).transpose(2, 3)):
+    heads_inside = torch.randn(2, 6, 2, 4).transpose(1, 2)
+    for cotangent in (torch.ones(()), torch.randn(2, 2, 4, 6).transpose(2, 3), heads_inside):
         whole = cotangent.expand(QKV[0]).contiguous()
         with count(monkeypatch) as launched:
             got, expected = results(qkv, cotangent), results(qkv, whole)
@@ -163,7 +178,11 @@ def test_gradients_laid_out_otherwise(monkeypatch):
         plans._plans.clear()
 
 
-@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"attn_mask": torch.randn(6, 6)}, {"softcap": 5.0}],
+    ids=["short", "short with a mask", "long"],
+)
 def test_hooks_that_move_saved_tensors(options, monkeypatch):
     """Unpacked with other strides, they are read by these, on either way."""
     qkv = [torch.randn(s) for s in QKV]
@@ -179,14 +198,17 @@ def test_hooks_that_move_saved_tensors(options, monkeypatch):
         torch.autograd.graph.saved_tensors_hooks(lambda x: x, elsewhere),
     ):
         got = results(qkv, cotangent, **options)
-    assert launched == ([] if options else ["forward"])
+    assert launched == ([] if "softcap" in options else ["forward"])
     assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
 
 
-def test_twice_differentiable():
+@pytest.mark.parametrize("mask", [None, torch.ones(5, 5).tril().bool(), torch.randn(1, 1, 1, 5)])
+def test_twice_differentiable(mask):
     qkv = [torch.randn(1, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(genkern.attention, qkv)
-    assert torch.autograd.gradgradcheck(genkern.attention, qkv)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.double()
+    assert torch.autograd.gradcheck(genkern.attention, (*qkv, mask))
+    assert torch.autograd.gradgradcheck(genkern.attention, (*qkv, mask))
 
 
 def test_a_changed_input_is_noticed():
@@ -209,6 +231,10 @@ def test_bad_arguments_are_named_again():
     """A call that fails does so the second time too."""
     q, k, v = (torch.randn(s) for s in QKV)
     for _ in range(2):
+        with pytest.raises(ValueError, match="attn_mask must broadcast"):
+            genkern.attention(q, k, v, torch.ones(5, 5, dtype=torch.bool))
+        with pytest.raises(TypeError, match="attn_mask must be a tensor"):
+            genkern.attention(q, k, v, [1.0])
         with pytest.raises(ValueError, match="k must have as many features as q"):
             genkern.attention(q, k[..., :2], v)
         with pytest.raises(TypeError, match="v must have q's dtype"):

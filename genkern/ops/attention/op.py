@@ -87,13 +87,13 @@ def attention(
     """
     if (
         not torch.compiler.is_compiling()
-        and (attn_mask is None and key_lengths is None and window is None and softcap is None)
+        and (key_lengths is None and window is None and softcap is None)
         and (dropout_p == 0 and alignment == "upper_left" and similarity == "dot")
         and not return_lse
         and type(is_causal) is type(enable_gqa) is bool
         and (scale is None or type(scale) is float)
     ):
-        out = plans.attention(q, k, v, is_causal, scale, enable_gqa)
+        out = plans.attention(q, k, v, attn_mask, is_causal, scale, enable_gqa)
         if out is not None:
             return out
     q, k, v = _autocast(q, k, v)
