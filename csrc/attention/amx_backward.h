@@ -206,10 +206,10 @@ class AmxBackwardPass {
       const A* at = numbers + lane;
       for (int64_t e = 0; e < problem.dv; e += 2, at += 2 * out.feature) {
         const Bits512 grads = load_bits(half.grad_out.feature_pairs.row(e / 2) + lane);
-        even += bit_cast<Vec<A>>(_mm512_slli_epi32(grads, 16)) * load_part(at, live);
+        even += bit_cast<Vec<A>>(_mm512_slli_epi32(grads, 16)) * load_some(at, live);
         if (e + 1 < problem.dv)
           odd +=
-              bit_cast<Vec<A>>(_mm512_and_si512(grads, upper)) * load_part(at + out.feature, live);
+              bit_cast<Vec<A>>(_mm512_and_si512(grads, upper)) * load_some(at + out.feature, live);
       }
       store(half.level + lane, (even + odd) - load(half.level + lane));
     }

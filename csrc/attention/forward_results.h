@@ -17,7 +17,7 @@ inline void keep_out(const KeptOut& to, const Block& block, Rows<const A> out_su
                block.sequence.first_query + block.i0;
   for (int64_t e = 0; e < features; ++e, numbers += to.feature)
     for (int64_t i = 0; i < block.queries; i += lanes<A>())
-      store_part(numbers + i, load(out_sum.row(e) + i) * load(inverse + i),
+      store_some(numbers + i, load(out_sum.row(e) + i) * load(inverse + i),
                  smaller(lanes<A>(), block.queries - i));
 }
 

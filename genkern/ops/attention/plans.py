@@ -58,6 +58,7 @@ def attention(q, k, v, mask, is_causal, scale, enable_gqa):
     signature = (
         *(q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride()),
         *(q.dtype, k.dtype, v.dtype, signature_of_mask, is_causal, scale, enable_gqa),
+        native.cpu_level(),  # which the kept rows hang on
     )
     plan = _plans.get(signature, _plans)
     if plan is _plans:
