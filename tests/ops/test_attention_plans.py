@@ -148,6 +148,17 @@ def test_other_modes_go_the_long_way(monkeypatch):
     assert launched == []
 
 
+def test_autocast_with_nothing_to_cast(monkeypatch):
+    qkv = [torch.randn(s, dtype=torch.bfloat16) for s in QKV]
+    mask = torch.ones(6, 6, dtype=torch.bool)
+    with count(monkeypatch) as launched, torch.autocast("cpu", dtype=torch.bfloat16):
+        got = genkern.attention(*qkv), genkern.attention(*qkv, mask)
+        genkern.attention(qkv[0].float(), *qkv[1:])
+        genkern.attention(*qkv, torch.zeros(6, 6))
+    assert launched == ["forward"] * 2
+    assert torch.equal(got[0], got[1]) and got[0].dtype == torch.bfloat16
+
+
 def test_asked_for(monkeypatch):
     with count(monkeypatch) as launched, genkern.use_backend("cpu"), genkern.explain() as log:
         genkern.attention(*(torch.randn(s) for s in QKV))

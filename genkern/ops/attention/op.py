@@ -7,7 +7,7 @@ the key bias -s‖k‖², whose gradients are finite everywhere; the rest, -s‖
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_interpreter_stack, is_functorch_wrapped_tensor
 
 from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
@@ -198,12 +198,27 @@ def _new_seed(device):
 
 def _core(inputs, fixed, settings, return_lse):
     """(out, lse); lse may be None where it wasn't asked for."""
-    if torch.compiler.is_compiling() or not all(x is None or is_plain(x) for x in inputs):
+    if (
+        torch.compiler.is_compiling()
+        or _is_transformed_once()
+        or not all(x is None or is_plain(x) for x in inputs)
+    ):
         return library.attention(inputs, fixed, settings)
     backend = kernels.choose(OP, inputs)
     if backend == "reference":
         return _by_reference(inputs, fixed, settings)
     return autograd.attention(autograd.ON[backend], inputs, fixed, settings, return_lse)[:2]
+
+
+def _is_transformed_once():
+    """Whether one transform of torch.func is about: the dispatcher goes through it in a third of
+    the time that torch's Python takes for a Function. What is beyond the kernels, which more of
+    them may want, the reference can't compute in there."""
+    return (
+        transforms_active()
+        and len(get_interpreter_stack()) == 1
+        and backends.wanted() != "reference"
+    )
 
 
 def _by_reference(inputs, fixed, settings):

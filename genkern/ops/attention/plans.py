@@ -52,12 +52,23 @@ def attention(q, k, v, mask, is_causal, scale, enable_gqa):
         or (asked_for is not None and asked_for != "cpu")
         or transforms_active()
         or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled("cpu")
+        or (torch.is_autocast_enabled("cpu") and _are_cast(q, k, v, mask))
     ):
         return None
     signature = (
-        *(q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride()),
-        *(q.dtype, k.dtype, v.dtype, signature_of_mask, is_causal, scale, enable_gqa),
+        q.shape,
+        k.shape,
+        v.shape,
+        q.stride(),
+        k.stride(),
+        v.stride(),
+        q.dtype,
+        k.dtype,
+        v.dtype,
+        signature_of_mask,
+        is_causal,
+        scale,
+        enable_gqa,
         native.cpu_level(),  # which the kept rows hang on
     )
     plan = _plans.get(signature, _plans)
@@ -73,6 +84,11 @@ def attention(q, k, v, mask, is_causal, scale, enable_gqa):
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _apply(plan, q, k, v, mask)
     return _forward(plan, q, k, v, mask, 0)
+
+
+def _are_cast(*tensors):
+    dtype = torch.get_autocast_dtype("cpu")
+    return any(x is not None and x.dtype not in (dtype, torch.bool) for x in tensors)
 
 
 def _plan(q, k, v, mask, is_causal, scale, enable_gqa):
@@ -133,10 +149,16 @@ def _empty(new, x):
 
 
 def _forward(plan, q, k, v, mask, rows):
-    out = _empty(plan.new[3], q)
+    new = plan.new[3]
+    out = torch.empty_like(q) if new is None else new(q)
     plan.native.forward(
-        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), 0 if mask is None else mask.data_ptr()),
-        *(out.data_ptr(), rows, torch.get_num_threads()),
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        out.data_ptr(),
+        rows,
+        torch.get_num_threads(),
     )
     return out
 
@@ -157,7 +179,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         q, k, v, mask, rows = ctx.saved_tensors
-        plan, (_, *wanted, _) = ctx.plan, ctx.needs_input_grad
+        plan, needed = ctx.plan, ctx.needs_input_grad
         # Hooks on saved tensors may have laid them out anew.
         rows = rows.contiguous()
         layout = (q.stride(), k.stride(), v.stride(), None if mask is None else mask.stride())
@@ -168,7 +190,7 @@ class _Attention(torch.autograd.Function):
             or forward_ad._current_level >= 0
             or not (type(grad_out) in PLAIN and is_ordinary(grad_out))
         ):
-            inputs, wanted = (q, k, v, *_biases(mask, q, k)), (*wanted, False, False)
+            inputs, wanted = (q, k, v, *_biases(mask, q, k)), (*needed[1:4], False, False)
             call = inputs, NOTHING_FIXED, plan.settings, rows, grad_out, None, wanted
             return None, *autograd.backward(autograd.ON["cpu"], *call)[:3], None
         if backends.listeners:
@@ -176,12 +198,17 @@ class _Attention(torch.autograd.Function):
         if grad_out.stride(3) != 1:
             grad_out = grad_out.contiguous()
         new_q, new_k, new_v, _ = plan.new
-        grad_q = _empty(new_q, q) if wanted[0] else None
-        grad_k = _empty(new_k, k) if wanted[1] else None
-        grad_v = _empty(new_v, v) if wanted[2] else None
+        grad_q = _empty(new_q, q) if needed[1] else None
+        grad_k = _empty(new_k, k) if needed[2] else None
+        grad_v = _empty(new_v, v) if needed[3] else None
         plan.native.backward(
-            *(q.data_ptr(), k.data_ptr(), v.data_ptr(), 0 if mask is None else mask.data_ptr()),
-            *(rows.data_ptr(), grad_out.data_ptr(), grad_out.stride()),
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            0 if mask is None else mask.data_ptr(),
+            rows.data_ptr(),
+            grad_out.data_ptr(),
+            grad_out.stride(),
             0 if grad_q is None else grad_q.data_ptr(),
             0 if grad_k is None else grad_k.data_ptr(),
             0 if grad_v is None else grad_v.data_ptr(),
