@@ -61,11 +61,19 @@ struct AttentionProblem {
   Heads q, k, v;
 };
 
+// The output in fp32, not rounded to the storage type: [dv, B, H, N], so that a feature of
+// neighbouring rows lies together. Data null: not kept.
+struct KeptOut {
+  void* data;
+  int64_t feature, batch, head;
+};
+
 // Of every row: shift and sum = Σ exp(S - shift), both 0 where nothing is seen. shift is max S, or
 // (on AMX in bf16) so near below it that no exp exceeds 2^8. Without softcap and bias, shift is in
 // units of |scale|: S = |scale|·(sign(scale)·q·k).
 struct SoftmaxRows {
   RowNumbers shift, sum;
+  KeptOut out = {};
 };
 
 // Tangents of (or cotangents of the gradients of) the inputs; data null: zero.
