@@ -10,15 +10,16 @@ namespace bindings {
 class AttentionPlan {
  public:
   // Of tensors whose strides are those of every call, with at most one of both biases, the mask.
-  // The rows are dense [2, B, H, N].
+  // The rows are dense [rows_kept, B, H, N].
   AttentionPlan(const ProblemArgument& problem, const HeadsArgument& out,
                 const HeadsArgument& grad_q, const HeadsArgument& grad_k,
-                const HeadsArgument& grad_v)
+                const HeadsArgument& grad_v, int64_t rows_kept)
       : problem_(bindings::problem(problem)),
         out_(heads(out)),
         grad_q_(heads(grad_q)),
         grad_k_(heads(grad_k)),
-        grad_v_(heads(grad_v)) {}
+        grad_v_(heads(grad_v)),
+        rows_kept_(rows_kept) {}
 
   // rows 0: not wanted.
   void forward(Address q, Address k, Address v, Address mask, Address out, Address rows,
@@ -60,18 +61,22 @@ class AttentionPlan {
     if (!rows) return {};
     const int64_t head = problem_.N, batch = head * problem_.H;
     const int64_t bytes = problem_.dtype == DType::f64 ? 8 : 4;
-    return {{pointer(rows), batch, head},
-            {pointer(rows + Address(problem_.B * batch * bytes)), batch, head}};
+    const int64_t kind = problem_.B * batch;
+    const auto of_kind = [&](int64_t nth) { return pointer(rows + Address(nth * kind * bytes)); };
+    return {{of_kind(0), batch, head},
+            {of_kind(1), batch, head},
+            {rows_kept_ > 2 ? of_kind(2) : nullptr, kind, batch, head}};
   }
 
   AttentionProblem problem_;
   Heads out_, grad_q_, grad_k_, grad_v_;
+  int64_t rows_kept_;
 };
 
 inline void bind_attention_plan(py::module_& m) {
   using H = const HeadsArgument&;
   py::class_<AttentionPlan>(m, "AttentionPlan")
-      .def(py::init<const ProblemArgument&, H, H, H, H>())
+      .def(py::init<const ProblemArgument&, H, H, H, H, int64_t>())
       .def("forward", &AttentionPlan::forward)
       .def("backward", &AttentionPlan::backward);
 }

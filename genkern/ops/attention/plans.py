@@ -69,6 +69,7 @@ def attention(q, k, v, mask, is_causal, scale, enable_gqa):
         is_causal,
         scale,
         enable_gqa,
+        native.cpu_level(),  # which the kept rows hang on
     )
     plan = _plans.get(signature, _plans)
     if plan is _plans:
@@ -122,10 +123,11 @@ def _plan(q, k, v, mask, is_causal, scale, enable_gqa):
                 *(inputs, NOTHING_FIXED, settings, 0, q.shape[2], k.shape[2])
             ),
             *(out, *grads),
+            kernels.rows_kept(q, v),
         ),
         settings,
         tuple(_allocator(*result, x) for result, x in zip(results, examples, strict=True)),
-        ((2, *q.shape[:3]), ARITHMETIC[q.dtype]),
+        ((kernels.rows_kept(q, v), *q.shape[:3]), ARITHMETIC[q.dtype]),
         (q.stride(), k.stride(), v.stride(), None if mask is None else mask.stride()),
     )
 
