@@ -7,14 +7,7 @@ torch.func are unwrapped here by hand, for which torch's Python takes ten times 
 """
 
 import torch
-from torch._C._functorch import (
-    TransformType,
-    _unwrap_for_grad,
-    _wrap_for_grad,
-    get_interpreter_stack,
-    is_functorch_wrapped_tensor,
-)
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 from genkern import backend as backends
@@ -22,6 +15,12 @@ from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import is_plain
 from genkern.ops.attention import kernels
 from genkern.ops.attention.arguments import OP, Fixed
+
+try:
+    from torch._C._functorch import _unwrap_for_grad, _wrap_for_grad
+    from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+except ImportError:  # none of them is public: without them torch.func goes the way of the Functions
+    temporarily_pop_interpreter_stack = None
 
 _WITH_THE_FORWARD = "one kernel with the forward"
 
@@ -32,6 +31,8 @@ def attention(inputs, fixed, settings, return_lse):
         return None
     stack = get_interpreter_stack() if transforms_active() else ()
     if len(stack) > 1 or any(x.key() != TransformType.Jvp for x in stack) or not inputs[0].is_cpu:
+        return None
+    if stack and temporarily_pop_interpreter_stack is None:
         return None
     primals, tangents = zip(*(_parts(x) for x in inputs), strict=True)
     if not stack:
