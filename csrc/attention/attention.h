@@ -118,13 +118,16 @@ struct AttentionSecond {
   RowNumbers out_grad_lse;
 };
 
-// The derivative of out and lse along the tangents.
+// The derivative of out and lse along the tangents. Where `out` has data (on the CPU) it and lse,
+// unless that has none, are results too, and `rows` is not read.
 struct AttentionJvp {
   AttentionProblem problem;
   SoftmaxRows rows;
   Tangents tangents;
   Heads out_tangent;
   RowNumbers lse_tangent;
+  Heads out;
+  RowNumbers lse;
 };
 
 GK_EACH_LEVEL(Status attention_forward(const AttentionForward& args);

@@ -238,13 +238,15 @@ inline void bind_attention(py::module_& m) {
   });
   m.def("attention_jvp",
         [](const ProblemArgument& p, R shift, R sum, H tangent_q, H tangent_k, H tangent_v,
-           T tangent_bias, R tangent_key_bias, H out_tangent, R lse_tangent) {
+           T tangent_bias, R tangent_key_bias, H out_tangent, R lse_tangent, H out, R lse) {
           const AttentionJvp args{problem(p),
                                   {numbers(shift), numbers(sum)},
                                   {heads(tangent_q), heads(tangent_k), heads(tangent_v),
                                    bias(tangent_bias), numbers(tangent_key_bias)},
                                   heads(out_tangent),
-                                  numbers(lse_tangent)};
+                                  numbers(lse_tangent),
+                                  heads(out),
+                                  numbers(lse)};
           py::gil_scoped_release release;
           check(GK_PICK(attention_jvp)(args), "attention_jvp");
         });

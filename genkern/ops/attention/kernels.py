@@ -165,16 +165,32 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
 
 def jvp(inputs, fixed, settings, rows, tangents):
     """The derivatives of out and lse along the tangents of the inputs."""
+    rows = _row_addresses(rows, fixed)
+    return _jvp(inputs, fixed, settings, rows, tangents, None, None)
+
+
+def forward_and_jvp(inputs, fixed, settings, tangents, want_lse):
+    """(out, lse or None, their derivatives along the tangents of the inputs)"""
+    inputs = readable_inputs(inputs)
+    out = laid_out_like(inputs[0], inputs[2].shape[3])
+    lse = new_row_numbers(inputs[0]) if want_lse else None
+    rows = (_NO_NUMBERS, _NO_NUMBERS)
+    return out, lse, *_jvp(inputs, fixed, settings, rows, tangents, out, lse)
+
+
+def _jvp(inputs, fixed, settings, rows, tangents, primal_out, primal_lse):
     inputs = readable_inputs(inputs)
     tangents = readable_tangents(inputs, tangents)
     out = laid_out_like(inputs[0], inputs[2].shape[3])
     lse = new_row_numbers(inputs[0])
     native.attention_jvp(
         _problem(inputs, fixed, settings),
-        *_row_addresses(rows, fixed),
+        *rows,
         *tangent_addresses(tangents, inputs, fixed),
         heads_address(out, fixed),
         numbers_address(lse, fixed),
+        heads_address(primal_out, fixed),
+        numbers_address(primal_lse, fixed),
     )
     return out, lse
 

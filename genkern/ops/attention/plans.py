@@ -164,8 +164,7 @@ def _forward(plan, q, k, v, mask, rows):
 
 
 class _Attention(torch.autograd.Function):
-    """autograd.Attention for a plan. Its context is handed to forward, which torch.func could not
-    transform and costs half."""
+    """autograd.Attention for a plan, with few arguments; torch.func cannot transform it."""
 
     @staticmethod
     def forward(ctx, plan, q, k, v, mask):
