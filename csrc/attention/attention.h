@@ -69,8 +69,9 @@ struct KeptOut {
 };
 
 // Of every row: shift and sum = Σ exp(S - shift), both 0 where nothing is seen. shift is max S, or
-// (on AMX in bf16) so near below it that no exp exceeds 2^8. Without softcap and bias, shift is in
-// units of |scale|: S = |scale|·(sign(scale)·q·k).
+// (on AMX in bf16) so near below it that no exp exceeds 2^8. `out` spares the backward on AMX in
+// bf16 a pass over all keys; the others do without. Without softcap and bias, shift is in units of
+// |scale|: S = |scale|·(sign(scale)·q·k).
 struct SoftmaxRows {
   RowNumbers shift, sum;
   KeptOut out = {};

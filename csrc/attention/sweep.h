@@ -188,18 +188,6 @@ inline int64_t chunks_with_sums(const AttentionProblem& problem) {
   const int64_t most = larger(ceil_div(units, units_a_chunk), wants_two ? 2 : 1);
   return larger(1, smaller(smaller(ceil_div(sums_wanted, families), most), units));
 }
-// The most blocks that one of them has.
-template <class E>
-inline int64_t blocks_of_task(const AttentionProblem& problem) {
-  return ceil_div(Units<E>(problem).count, chunks_with_sums<E>(problem));
-}
-
-// All blocks of a task: each(run) calls run(block) for one after the other. A pass that wants to go
-// over them otherwise has an overload.
-template <class Pass, class Each, class Sums>
-inline void run_task(Pass& pass, const Each& each, const Sums& sums) {
-  each([&](const Block& block) { pass.run(block, sums); });
-}
 
 // pass.enter(sequence, kv_head), then pass.run(block, sums) for every block. `Pass::Storage` is the
 // storage type; args.grads receives the sums.
@@ -233,12 +221,8 @@ inline Status sweep_with_sums(const Args& args) {
     const Sequence sequence(problem, family / problem.Hk);
     sums.reset(sequence.keys);
     pass.enter(sequence, kv_head);
-    run_task(
-        pass,
-        [&](const auto& run) {
-          units.each(problem, sequence, kv_head, task % chunks, chunks, run);
-        },
-        sums);
+    units.each(problem, sequence, kv_head, task % chunks, chunks,
+               [&](const Block& block) { pass.run(block, sums); });
     if (chunks == 1)
       write_key_gradients<T>(problem, args.grads, sequence, kv_head, sums, 0, 1, 0,
                              sequence.key_rows);

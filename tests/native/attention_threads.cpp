@@ -55,6 +55,8 @@ std::vector<Case> cases() {
     c.left = 40, c.right = 3, c.lower_right = true, c.key_lengths = {101, 47};
     c.heads_inside = true;
   }
+  // Several spans of keys, and two tasks a head.
+  add("long", bf16, {1, 4, 4, 150, 600, 17, 40}).right = 100;
   for (DType dtype : {f32, bf16}) {
     Case& c = add("varlen", dtype, {3, 2, 1, 60, 70, 8, 16});
     c.q_starts = {0, 60, 60, 85}, c.k_starts = {0, 10, 40, 110};
@@ -120,7 +122,10 @@ class Work {
     };
 
     const AttentionProblem p = problem();
-    const AttentionForward forward{p, out_like(), {row_numbers(), row_numbers()}, row_numbers()};
+    const RowNumbers row = per_query(nullptr);
+    const KeptOut kept = {fresh(wide, queries * c.H * c.dv), queries * c.H, row.batch, row.head};
+    const AttentionForward forward{
+        p, out_like(), {row_numbers(), row_numbers(), kept}, row_numbers()};
     if (GK_PICK(attention_forward(forward)) != Status::ok) return {};
     const Heads cotangent = of_queries(at(grad_out), c.dv);
     const RowNumbers lse_cotangent = per_query(at(grad_lse));

@@ -61,6 +61,16 @@ def test_long_rows_that_see_some(options, amx, poisoned):
     assert_agree((draw(1, 1, N, 32), draw(1, 1, N, 32), draw(1, 1, N, 32)), **options)
 
 
+@pytest.mark.parametrize("heads", [1, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": (200, 50)}])
+def test_spans_of_one_task_or_of_several(heads, options, amx, poisoned):
+    """Of 8 heads of keys each is one task with all spans, of fewer several tasks share a head. The
+    last keys are nobody's, the last queries see no key."""
+    k, v = draw(1, heads, 1400, 16), draw(1, heads, 1400, 16)
+    lengths = {"key_lengths": torch.tensor([1190])}
+    assert_agree((draw(1, 2 * heads, 1450, 16), k, v), enable_gqa=True, **lengths, **options)
+
+
 @pytest.mark.parametrize("climb", [20.0, 300.0, -300.0])
 def test_logits_that_climb(climb, amx, poisoned):
     """The maximum of a row comes last, far above the first tile's: the shift has to rise on the
