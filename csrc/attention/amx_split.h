@@ -1,11 +1,11 @@
 // The engine of attention's passes for fp32 on AMX, whose tiles multiply bf16. For kernel files.
 //
-// Its tiles hold floats in pieces (split_products.h). What the pairs of a tile are, and the order of
-// tiles:
+// Its tiles hold floats in pieces (split_products.h). What the pairs of a tile are, and how tiles
+// follow one another:
 //
 //                 left                                      right
 //   score         [keys][features], features f and f + 16   [features][queries], the same
-//   to_queries    panels of 32 keys [columns][keys], neighbouring keys [keys][queries], the same
+//   to_queries    panels of 32 keys, [columns][keys]        [keys][queries], neighbouring keys
 //   to_keys       [keys][queries], queries i and i + 16     [queries][columns], the same
 //
 // An infinity cannot be split, inf - inf being NaN: where the processor notes such an operation,
