@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "attention/plan.h"
 #include "build_info.h"
 #include "common/bindings.h"
 #include "common/levels.h"
@@ -84,6 +85,7 @@ PYBIND11_MODULE(_C, m) {
   bindings::bind_losses(m);
   bindings::bind_differences(m);
   bindings::bind_attention(m);
+  bindings::bind_attention_plan(m);
   bindings::bind_spectral_norm(m);
   bindings::bind_sample_norms(m);
   bindings::bind_linear_cross_entropy(m);

@@ -35,6 +35,13 @@ class AmxSoftmax {
     for (int64_t i = 0; i < queries; ++i)
       log_sum[i] = log_sum[i] == 0 ? -minus_infinity<float> : __builtin_log2f(log_sum[i]);
   }
+  // exp(S - top) instead of P.
+  void take_shift(const float* top, int64_t queries) {
+    for (int64_t i = 0; i < queries; ++i) {
+      shift[i] = top[i] == minus_infinity<float> ? 0 : top[i];
+      log_sum[i] = 0;
+    }
+  }
   RowsOfSoftmax row(int64_t lane) const {
     return {load(shift + lane), load(log_sum + lane), exponent};
   }

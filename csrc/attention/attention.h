@@ -61,11 +61,19 @@ struct AttentionProblem {
   Heads q, k, v;
 };
 
+// The output in fp32, not rounded to the storage type: [dv, B, H, N], so that a feature of
+// neighbouring rows lies together. Data null: not kept.
+struct KeptOut {
+  void* data;
+  int64_t feature, batch, head;
+};
+
 // Of every row: shift and sum = Σ exp(S - shift), both 0 where nothing is seen. shift is max S, or
 // (on AMX in bf16) so near below it that no exp exceeds 2^8. Without softcap and bias, shift is in
 // units of |scale|: S = |scale|·(sign(scale)·q·k).
 struct SoftmaxRows {
   RowNumbers shift, sum;
+  KeptOut out = {};
 };
 
 // Tangents of (or cotangents of the gradients of) the inputs; data null: zero.
@@ -85,8 +93,8 @@ struct InputGradients {
 struct AttentionForward {
   AttentionProblem problem;
   Heads out;
-  SoftmaxRows rows;
-  RowNumbers lse;  // data null: not wanted
+  SoftmaxRows rows;  // data null: not wanted (on the CPU)
+  RowNumbers lse;    // data null: not wanted
 };
 
 // The gradients of ⟨grad_out, out⟩ + ⟨grad_lse, lse⟩.
@@ -110,13 +118,16 @@ struct AttentionSecond {
   RowNumbers out_grad_lse;
 };
 
-// The derivative of out and lse along the tangents.
+// The derivative of out and lse along the tangents. Where `out` has data (on the CPU) it and lse,
+// unless that has none, are results too, and `rows` is not read.
 struct AttentionJvp {
   AttentionProblem problem;
   SoftmaxRows rows;
   Tangents tangents;
   Heads out_tangent;
   RowNumbers lse_tangent;
+  Heads out;
+  RowNumbers lse;
 };
 
 GK_EACH_LEVEL(Status attention_forward(const AttentionForward& args);

@@ -9,7 +9,7 @@
 // key bias's gradient grow in sums of the task's own.
 #include "engine.h"
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-#include "amx_backward.h"
+#include "amx_backward_sweep.h"
 #endif
 #include "bias_gradient.h"
 
@@ -157,7 +157,7 @@ class BackwardPass {
 
 Status attention_backward(const AttentionBackward& args) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-  if (AmxBackwardPass::takes(args)) return sweep_with_sums<AmxBackwardPass>(args);
+  if (AmxBackwardPass::takes(args)) return amx_backward(args);
 #endif
   return for_engine(args.problem, [&](auto t, auto engine) {
     using Pass = BackwardPass<decltype(t), decltype(engine)>;

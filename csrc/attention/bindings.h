@@ -33,6 +33,11 @@ inline RowNumbers numbers(const NumbersArgument& tensor) {
   const auto& [address, batch, head] = tensor;
   return {pointer(address), batch, head};
 }
+// (address, strides of feature, batch, head).
+inline KeptOut kept_out(const HeadsArgument& tensor) {
+  const auto& [address, feature, batch, head] = tensor;
+  return {pointer(address), feature, batch, head};
+}
 inline Bias bias(const BiasArgument& tensor) {
   const auto& [address, type, batch, head, row, key] = tensor;
   return {pointer(address), BiasType(type), batch, head, row, key};
@@ -196,23 +201,24 @@ inline void bind_attention(py::module_& m) {
   using T = const BiasArgument&;
   using G = const BiasGradientArgument&;
 
-  m.def("attention_forward", [](const ProblemArgument& p, H out, R shift, R sum, R lse) {
+  m.def("attention_forward", [](const ProblemArgument& p, H out, R shift, R sum, H kept, R lse) {
     const AttentionForward args{
-        problem(p), heads(out), {numbers(shift), numbers(sum)}, numbers(lse)};
+        problem(p), heads(out), {numbers(shift), numbers(sum), kept_out(kept)}, numbers(lse)};
     py::gil_scoped_release release;
     check(GK_PICK(attention_forward)(args), "attention_forward");
   });
-  m.def("attention_backward", [](const ProblemArgument& p, R shift, R sum, H grad_out, R grad_lse,
-                                 H grad_q, H grad_k, H grad_v, G grad_bias, R grad_key_bias) {
-    const AttentionBackward args{problem(p),
-                                 {numbers(shift), numbers(sum)},
-                                 heads(grad_out),
-                                 numbers(grad_lse),
-                                 {heads(grad_q), heads(grad_k), heads(grad_v),
-                                  bias_gradient(grad_bias), numbers(grad_key_bias)}};
-    py::gil_scoped_release release;
-    check(GK_PICK(attention_backward)(args), "attention_backward");
-  });
+  m.def("attention_backward",
+        [](const ProblemArgument& p, R shift, R sum, H kept, H grad_out, R grad_lse, H grad_q,
+           H grad_k, H grad_v, G grad_bias, R grad_key_bias) {
+          const AttentionBackward args{problem(p),
+                                       {numbers(shift), numbers(sum), kept_out(kept)},
+                                       heads(grad_out),
+                                       numbers(grad_lse),
+                                       {heads(grad_q), heads(grad_k), heads(grad_v),
+                                        bias_gradient(grad_bias), numbers(grad_key_bias)}};
+          py::gil_scoped_release release;
+          check(GK_PICK(attention_backward)(args), "attention_backward");
+        });
   m.def("attention_second", [](const ProblemArgument& p, R shift, R sum, H grad_out, R grad_lse,
                                H tangent_q, H tangent_k, H tangent_v, T tangent_bias,
                                R tangent_key_bias, H out_q, H out_k, H out_v, H out_grad_out,
@@ -232,13 +238,15 @@ inline void bind_attention(py::module_& m) {
   });
   m.def("attention_jvp",
         [](const ProblemArgument& p, R shift, R sum, H tangent_q, H tangent_k, H tangent_v,
-           T tangent_bias, R tangent_key_bias, H out_tangent, R lse_tangent) {
+           T tangent_bias, R tangent_key_bias, H out_tangent, R lse_tangent, H out, R lse) {
           const AttentionJvp args{problem(p),
                                   {numbers(shift), numbers(sum)},
                                   {heads(tangent_q), heads(tangent_k), heads(tangent_v),
                                    bias(tangent_bias), numbers(tangent_key_bias)},
                                   heads(out_tangent),
-                                  numbers(lse_tangent)};
+                                  numbers(lse_tangent),
+                                  heads(out),
+                                  numbers(lse)};
           py::gil_scoped_release release;
           check(GK_PICK(attention_jvp)(args), "attention_jvp");
         });

@@ -69,19 +69,29 @@ struct FmaEngine {
     Rows<const A> from(int64_t j0) const { return j0 < tail_from ? body.from(j0) : tail; }
   };
 
-  // A matrix of one block of queries: as it is, and transposed.
+  // A matrix of one block of queries: as it is, where it lies if it can, and transposed.
   struct Queries {
-    Rows<A> rows, transposed;
+    Rows<A> packed, transposed;
+    Rows<const A> rows;
     int64_t columns;
+    int uses;
 
-    Queries(Carver& carve, int64_t columns, int /*uses*/)
-        : rows(carve.rows<A>(width, round_up(columns, lanes<A>()))),
-          transposed(carve.rows<A>(round_up(columns, lanes<A>()), width)),
-          columns(columns) {}
+    Queries(Carver& carve, int64_t columns, int uses)
+        : packed(carve.rows<A>(uses & in_to_keys ? width : 0, round_up(columns, lanes<A>()))),
+          transposed(carve.rows<A>(uses & in_score ? round_up(columns, lanes<A>()) : 0, width)),
+          columns(columns),
+          uses(uses) {}
 
     void take(Rows<const T> from, int64_t queries, A factor) {
-      pack<T, A>(rows, from, queries, columns, queries, factor);
-      transpose<A>(transposed, constant(rows), queries, columns);
+      if (uses & in_score) pack_transposed<T, A>(transposed, from, queries, columns, factor);
+      if (!(uses & in_to_keys)) return;
+      if constexpr (sizeof(T) == sizeof(A))
+        if (factor == 1 && columns % lanes<A>() == 0) {
+          rows = from;
+          return;
+        }
+      pack<T, A>(packed, from, queries, columns, queries, factor);
+      rows = constant(packed);
     }
   };
 
@@ -137,7 +147,7 @@ struct FmaEngine {
   }
   static void to_keys(Rows<A> sums, int64_t j0, int64_t count, const Operand& operand,
                       const Queries& queries, int64_t live_queries) {
-    product<Left::rows, Into::sum>(sums.from(j0), operand.tile, constant(queries.rows), count,
+    product<Left::rows, Into::sum>(sums.from(j0), operand.tile, queries.rows, count,
                                    vectors_for<A>(queries.columns), live_queries);
   }
 };

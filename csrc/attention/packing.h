@@ -81,6 +81,21 @@ inline void transpose(Rows<A> to, Rows<const A> from, int64_t queries, int64_t c
     }
 }
 
+// The same of numbers of any type, times a factor; `from` needs no padding.
+template <class T, class A>
+inline void pack_transposed(Rows<A> to, Rows<const T> from, int64_t queries, int64_t columns,
+                            A factor) {
+  constexpr int L = lanes<A>();
+  for (int64_t i = 0; i < queries; i += L)
+    for (int64_t j = 0; j < columns; j += L) {
+      Vec<A> x[L];
+      for (int l = 0; l < L; ++l)
+        x[l] = i + l < queries ? load_some(from.row(i + l) + j, columns - j) * factor : Vec<A>{};
+      transpose_square<L / 2, A>(x);
+      for (int l = 0; l < L; ++l) store(to.row(j + l) + i, x[l]);
+    }
+}
+
 // Row i of `to` = factor[i] · column i of `from`, which is padded as `to` is above.
 template <class T, class A>
 inline void unpack_transposed(Rows<T> to, Rows<const A> from, int64_t queries, int64_t columns,

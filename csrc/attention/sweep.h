@@ -19,6 +19,7 @@ namespace genkern {
 namespace GK_LEVEL {
 
 constexpr double parallel_from_products = 1e5;  // that pay for waking a second thread
+constexpr double chunk_from_products = 9e5;     // that pay for sums of their own
 constexpr int64_t sums_wanted = 8;    // enough to keep some threads busy; each costs a dK and a dV
 constexpr int64_t units_a_chunk = 4;  // at least, where a chunk has sums
 
@@ -151,7 +152,7 @@ inline void write_sums(Rows<T> to, Rows<A> sums, int64_t apart, int64_t chunks, 
         total = load(sums.row(j) + c);
         for (int64_t i = 1; i < chunks; ++i) total += load(sums.row(j) + c + i * apart);
       }
-      store_part(to.row(j) + c, total * factor, smaller(L, columns - c));
+      store_some(to.row(j) + c, total * factor, columns - c);
     }
 }
 
@@ -178,12 +179,14 @@ inline void write_key_gradients(const AttentionProblem& problem, const InputGrad
   }
 }
 
-// How many chunks a family's units are dealt to.
+// How many chunks a family's units are dealt to. A lone family of some work has two at least, for
+// two threads.
 template <class E>
 inline int64_t chunks_with_sums(const AttentionProblem& problem) {
-  const int64_t families = larger(1, problem.B * problem.Hk);
-  return larger(1, smaller(ceil_div(sums_wanted, families),
-                           ceil_div(Units<E>(problem).count, units_a_chunk)));
+  const int64_t families = larger(1, problem.B * problem.Hk), units = Units<E>(problem).count;
+  const bool wants_two = families == 1 && work_of(problem) >= chunk_from_products;
+  const int64_t most = larger(ceil_div(units, units_a_chunk), wants_two ? 2 : 1);
+  return larger(1, smaller(smaller(ceil_div(sums_wanted, families), most), units));
 }
 // The most blocks that one of them has.
 template <class E>

@@ -213,6 +213,33 @@ inline void store(T* to, Vec<Acc<T>> x) {
   }
 }
 
+#if defined(__AVX512BW__) && GK_VECTOR_BYTES == 64 && !defined(__SANITIZE_ADDRESS__)
+// By masks, which AddressSanitizer does not look at: a library's memcpy of some bytes, and a vector
+// that must come back from memory, cost ten times as much.
+inline __mmask16 first_bits(int64_t n) { return __mmask16((1u << n) - 1); }
+
+inline Vec<float> load_part(const float* from, int64_t n) {
+  return bit_cast<Vec<float>>(_mm512_maskz_loadu_ps(first_bits(n), from));
+}
+inline Vec<double> load_part(const double* from, int64_t n) {
+  return bit_cast<Vec<double>>(_mm512_maskz_loadu_pd(__mmask8(first_bits(n)), from));
+}
+template <class T>
+inline Vec<float> load_part(const T* from, int64_t n) {
+  return widen(T{}, bit_cast<HalfBits>(_mm256_maskz_loadu_epi16(first_bits(n), from)));
+}
+
+inline void store_part(float* to, Vec<float> x, int64_t n) {
+  _mm512_mask_storeu_ps(to, first_bits(n), bit_cast<__m512>(x));
+}
+inline void store_part(double* to, Vec<double> x, int64_t n) {
+  _mm512_mask_storeu_pd(to, __mmask8(first_bits(n)), bit_cast<__m512d>(x));
+}
+template <class T>
+inline void store_part(T* to, Vec<float> x, int64_t n) {
+  _mm256_mask_storeu_epi16(to, first_bits(n), bit_cast<__m256i>(narrow(T{}, x)));
+}
+#else
 template <class T>
 inline Vec<Acc<T>> load_part(const T* from, int64_t n) {
   T buffer[lanes<Acc<T>>()] = {};
@@ -226,6 +253,7 @@ inline void store_part(T* to, Vec<Acc<T>> x, int64_t n) {
   store(buffer, x);
   memcpy(to, buffer, size_t(n) * sizeof(T));
 }
+#endif
 
 // A vector where n elements are left, or the part of one.
 template <class T>

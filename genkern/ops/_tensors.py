@@ -15,24 +15,24 @@ ARITHMETIC = {
 }
 
 # A buffer object is as plain as a parameter; older torch has no class for it.
-_PLAIN = {Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", Tensor)}
+PLAIN = {Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", Tensor)}
 
 
 def is_plain(tensor):
     """Whether the eager path may take this tensor: an ordinary one on a device with memory. Others
     (FakeTensor, meta, subclasses) go by torch.library, which knows what to do with them."""
-    return type(tensor) in _PLAIN and (tensor.is_cpu or tensor.is_cuda)
+    return type(tensor) in PLAIN and (tensor.is_cpu or tensor.is_cuda)
 
 
 def is_ordinary(tensor):
     """Whether the elements are what lies at the tensor's address."""
-    return type(tensor) in _PLAIN and not (tensor.is_neg() or tensor._is_zerotensor())
+    return type(tensor) in PLAIN and not (tensor.is_neg() or tensor._is_zerotensor())
 
 
 def is_ready(tensor):
     """Whether a CPU kernel may read this tensor as a flat array just as it is."""
     return (
-        type(tensor) in _PLAIN
+        type(tensor) in PLAIN
         and tensor.is_cpu
         and tensor.is_contiguous()
         and tensor.dtype in DTYPE_NUMBER
@@ -48,7 +48,7 @@ def materialized(op, name, tensor):
     """
     if is_ordinary(tensor):
         return tensor
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in PLAIN:
         raise TypeError(
             f"{op}: {name} is a {type(tensor).__name__}, and the kernels read plain tensors "
             f"only: pass its local or materialised tensor"

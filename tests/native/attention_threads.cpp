@@ -126,8 +126,11 @@ class Work {
     const RowNumbers lse_cotangent = per_query(at(grad_lse));
     const AttentionBackward backward{p, forward.rows, cotangent, lse_cotangent, gradients()};
     if (GK_PICK(attention_backward(backward)) != Status::ok) return {};
-    const AttentionJvp jvp{p, forward.rows, tangents(), out_like(), row_numbers()};
+    const AttentionJvp jvp{p, forward.rows, tangents(), out_like(), row_numbers(), {}, {}};
     if (GK_PICK(attention_jvp(jvp)) != Status::ok) return {};
+    const AttentionJvp with_out{p,          {},           tangents(), out_like(), row_numbers(),
+                                out_like(), row_numbers()};
+    if (GK_PICK(attention_jvp(with_out)) != Status::ok) return {};
     const AttentionSecond second{p,          forward.rows, cotangent,  lse_cotangent,
                                  tangents(), gradients(),  out_like(), row_numbers()};
     if (GK_PICK(attention_second(second)) != Status::ok) return {};

@@ -141,9 +141,11 @@ def _keep(ctx, inputs, *outputs):
 
 
 def _kept(ctx):
-    """(inputs, fixed, the rest)"""
+    """(inputs, fixed, (rows, …)); rows as kernels read them, even where a hook on saved tensors has
+    laid them out anew."""
     tensors = ctx.saved_tensors
-    return tensors[:INPUTS], Fixed(*tensors[INPUTS:CONSTANTS]), tensors[CONSTANTS:]
+    rows, *rest = tensors[CONSTANTS:]
+    return tensors[:INPUTS], Fixed(*tensors[INPUTS:CONSTANTS]), (rows.contiguous(), *rest)
 
 
 def _needed(ctx):

@@ -1,7 +1,8 @@
 """vmap's dimension folded into the batch of the four primitives, or of sequences into their rows.
 
 A tensor's kind is a letter: q, k, v and h (like out) are [B, heads, rows, last]; m (a key bias) and
-n (like lse) are [B, heads, rows]; r (the kept rows) is [2, B, heads, rows]; b is a general bias.
+n (like lse) are [B, heads, rows]; r (the kept rows) is [how many, B, heads, rows]; b is a general
+bias.
 """
 
 import torch

@@ -3,8 +3,8 @@ CUDA's (cuda.py) and Triton's kernels (triton/launch.py) are the same functions,
 here.
 
 The contract is in csrc/attention/attention.h. `inputs` is (q, k, v, bias, key_bias), `fixed` and
-`settings` are the tuples of arguments.py; `rows` [2, B, H, N] is what the forward keeps. A tangent
-or cotangent that is None is zero, a result that is not wanted is None.
+`settings` are the tuples of arguments.py; `rows` [rows_kept, B, H, N] is what the forward keeps. A
+tangent or cotangent that is None is zero, a result that is not wanted is None.
 """
 
 import importlib
@@ -37,6 +37,8 @@ _STORAGE, _ARITHMETIC, _BOOLEAN = range(3)
 
 def choose(op, inputs):
     """The backend for inputs like these."""
+    if inputs[0].is_cpu and backends.wanted() is None:
+        return backends.choose(op, inputs[0], ("cpu",))
     beyond = {"triton": _beyond_triton(*inputs[:3]), "cuda": _beyond_cuda(op, *inputs[:3])}
     able = tuple(name for name in KERNELS if not beyond.get(name))
     if inputs[0].dtype == torch.float32 and FIRST_IN_FP32 in able:
@@ -113,11 +115,12 @@ def forward(inputs, fixed, settings, want_lse):
     q, _, v, _, _ = inputs
     out = laid_out_like(q, v.shape[3])
     lse = new_row_numbers(q) if want_lse else None
-    rows = new_rows(q)
+    rows = new_rows(q, rows_kept(q, v))
     native.attention_forward(
         _problem(inputs, fixed, settings),
         heads_address(out, fixed),
         *_row_addresses(rows, fixed),
+        _kept_out_address(rows, fixed),
         numbers_address(lse, fixed),
     )
     return out, lse, rows
@@ -131,6 +134,7 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=ALL):
     native.attention_backward(
         _problem(inputs, fixed, settings),
         *_row_addresses(rows, fixed),
+        _kept_out_address(rows, fixed),
         *_cotangent_addresses(cotangents, fixed),
         *_gradient_addresses(grads, inputs, fixed),
     )
@@ -161,16 +165,32 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
 
 def jvp(inputs, fixed, settings, rows, tangents):
     """The derivatives of out and lse along the tangents of the inputs."""
+    rows = _row_addresses(rows, fixed)
+    return _jvp(inputs, fixed, settings, rows, tangents, None, None)
+
+
+def forward_and_jvp(inputs, fixed, settings, tangents, want_lse):
+    """(out, lse or None, their derivatives along the tangents of the inputs)"""
+    inputs = readable_inputs(inputs)
+    out = laid_out_like(inputs[0], inputs[2].shape[3])
+    lse = new_row_numbers(inputs[0]) if want_lse else None
+    rows = (_NO_NUMBERS, _NO_NUMBERS)
+    return out, lse, *_jvp(inputs, fixed, settings, rows, tangents, out, lse)
+
+
+def _jvp(inputs, fixed, settings, rows, tangents, primal_out, primal_lse):
     inputs = readable_inputs(inputs)
     tangents = readable_tangents(inputs, tangents)
     out = laid_out_like(inputs[0], inputs[2].shape[3])
     lse = new_row_numbers(inputs[0])
     native.attention_jvp(
         _problem(inputs, fixed, settings),
-        *_row_addresses(rows, fixed),
+        *rows,
         *tangent_addresses(tangents, inputs, fixed),
         heads_address(out, fixed),
         numbers_address(lse, fixed),
+        heads_address(primal_out, fixed),
+        numbers_address(primal_lse, fixed),
     )
     return out, lse
 
@@ -195,8 +215,21 @@ def new_row_numbers(q):
     return q.new_empty(q.shape[:3], dtype=ARITHMETIC.get(q.dtype, q.dtype))
 
 
-def new_rows(q):
-    return q.new_empty((2, *q.shape[:3]), dtype=ARITHMETIC.get(q.dtype, q.dtype))
+def new_rows(q, kept=2):
+    return q.new_empty((kept, *q.shape[:3]), dtype=ARITHMETIC.get(q.dtype, q.dtype))
+
+
+def rows_kept(q, v):
+    """The softmax's shift and sum; and where the backward on AMX wants it, out in fp32."""
+    on_amx = q.dtype == torch.bfloat16 and q.device.type == "cpu" and native.cpu_level() == "amx"
+    return 2 + v.shape[3] if on_amx else 2
+
+
+def with_out(rows, q, out):
+    """rows with out behind them, where the CPU's kernels would have kept it."""
+    if rows.shape[0] == rows_kept(q, out):
+        return rows
+    return torch.cat((rows[:2], out.permute(3, 0, 1, 2)))
 
 
 def new_gradients(inputs, wanted):
@@ -338,6 +371,14 @@ def _row_addresses(rows, fixed):
     batch = batch if fixed.q_starts is None else 0
     shift = rows.data_ptr()
     return (shift, batch, head), (shift + kind * rows.element_size(), batch, head)
+
+
+def _kept_out_address(rows, fixed):
+    if rows.shape[0] == 2:
+        return _NO_HEADS
+    kind, batch, head, _ = rows.stride()
+    batch = batch if fixed.q_starts is None else 0
+    return rows.data_ptr() + 2 * kind * rows.element_size(), kind, batch, head
 
 
 def _bias(x, q):

@@ -136,11 +136,17 @@ def _launches(name, inputs, fixed, settings):
 def _forward(*args):
     inputs, fixed, settings, _ = _parts(args)
     if launches := _launches(OP, inputs, fixed, settings):
-        return launches.forward(inputs, fixed, settings, True)
+        out, lse, rows = launches.forward(inputs, fixed, settings, True)
+        return out, lse, kernels.with_out(rows, inputs[0], out)
     # What the kernels would keep too, because they may yet be asked for a derivative.
     out, lse = reference.attention(inputs, fixed, settings)
     rows = reference.softmax_rows(inputs, fixed, settings)
-    return _like_kernels(out, inputs[0]), lse.contiguous(), rows
+    out = _like_kernels(out, inputs[0])
+    if kernels.rows_kept(inputs[0], out) == 2:
+        return out, lse.contiguous(), rows
+    wide = [x.float() if x is not None and x.is_floating_point() else x for x in inputs]
+    unrounded, _ = reference.attention(wide, fixed, settings)
+    return out, lse.contiguous(), kernels.with_out(rows, inputs[0], unrounded)
 
 
 def _backward(*args):
@@ -196,7 +202,7 @@ def _gradients_like_kernels(found, inputs):
 def _forward_fake(*args):
     (q, _, v, _, _), _, _, _ = _parts(args)
     out = kernels.laid_out_like(q, v.shape[3])
-    return out, kernels.new_row_numbers(q), kernels.new_rows(q)
+    return out, kernels.new_row_numbers(q), kernels.new_rows(q, kernels.rows_kept(q, v))
 
 
 def _backward_fake(*args):

@@ -7,12 +7,21 @@ the key bias -s‖k‖², whose gradients are finite everywhere; the rest, -s‖
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_interpreter_stack, is_functorch_wrapped_tensor
 
 from genkern import backend as backends
 from genkern.ops._autograd import transforms_active
 from genkern.ops._tensors import ARITHMETIC, is_plain
-from genkern.ops.attention import arguments, autograd, batching, kernels, library, reference
+from genkern.ops.attention import (
+    arguments,
+    autograd,
+    batching,
+    forward_mode,
+    kernels,
+    library,
+    plans,
+    reference,
+)
 from genkern.ops.attention.arguments import NOTHING_FIXED, OP, Fixed
 
 
@@ -77,6 +86,17 @@ def attention(
     in the backward: Dao et al. 2022 (FlashAttention); softcap: Gemma 2, 2024; distances: Kim et
     al. 2021, https://arxiv.org/abs/2006.04710.
     """
+    if (
+        not torch.compiler.is_compiling()
+        and (key_lengths is None and window is None and softcap is None)
+        and (dropout_p == 0 and alignment == "upper_left" and similarity == "dot")
+        and not return_lse
+        and type(is_causal) is type(enable_gqa) is bool
+        and (scale is None or type(scale) is float)
+    ):
+        out = plans.attention(q, k, v, attn_mask, is_causal, scale, enable_gqa)
+        if out is not None:
+            return out
     q, k, v = _autocast(q, k, v)
     arguments.check_qkv(q, k, v)
     causal_alignment = arguments.causal_bias_alignment(attn_mask, q.shape[-2], k.shape[-2])
@@ -179,12 +199,31 @@ def _new_seed(device):
 
 def _core(inputs, fixed, settings, return_lse):
     """(out, lse); lse may be None where it wasn't asked for."""
-    if torch.compiler.is_compiling() or not all(x is None or is_plain(x) for x in inputs):
+    if not torch.compiler.is_compiling():
+        found = forward_mode.attention(inputs, fixed, settings, return_lse)
+        if found is not None:
+            return found
+    if (
+        torch.compiler.is_compiling()
+        or _is_transformed_once()
+        or not all(x is None or is_plain(x) for x in inputs)
+    ):
         return library.attention(inputs, fixed, settings)
     backend = kernels.choose(OP, inputs)
     if backend == "reference":
         return _by_reference(inputs, fixed, settings)
     return autograd.attention(autograd.ON[backend], inputs, fixed, settings, return_lse)[:2]
+
+
+def _is_transformed_once():
+    """Whether one transform of torch.func is about: the dispatcher goes through it in a third of
+    the time that torch's Python takes for a Function. What is beyond the kernels, which more of
+    them may want, the reference can't compute in there."""
+    return (
+        transforms_active()
+        and len(get_interpreter_stack()) == 1
+        and backends.wanted() != "reference"
+    )
 
 
 def _by_reference(inputs, fixed, settings):
