@@ -4,9 +4,12 @@
 // every tile of keys: Sᵀ; the running maximum m, lane by lane; P = exp(S - m); the sums l and Oᵀ
 // shrink by exp(m_old - m); Oᵀ += Vᵀ·Pᵀ. At the end out = Oᵀ / l; m and l are kept, and lse = m +
 // log l.
+#include <type_traits>
+
 #include "engine.h"
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #include "amx_forward.h"
+#include "split_forward.h"
 #else
 #include "forward_results.h"
 #endif
@@ -116,6 +119,10 @@ Status attention_forward(const AttentionForward& args) {
     return sweep_queries<AmxForwardPass>(args);
 #endif
   return for_engine(args.problem, [&](auto t, auto engine) {
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<decltype(engine), SplitEngine>)
+      if (args.problem.dropout == 0) return sweep_queries<SplitForwardPass>(args);
+#endif
     return sweep_queries<ForwardPass<decltype(t), decltype(engine)>>(args);
   });
 }
