@@ -4,8 +4,7 @@ import pytest
 import torch
 from attention_errors import CASES, assert_errors_are_eagers, report, results
 
-from genkern.ops.attention import kernels
-from genkern.ops.attention.kernels import WIDEST_TWICE
+from genkern.ops.attention.choice import WIDEST_TWICE, choose
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Heads of up to 64 features, so of kernels that other tests need too.
@@ -67,7 +66,7 @@ def test_heads_beyond_the_kernels_of_second_order(running_cuda, device):
         what = f"heads of more than {WIDEST_TWICE} features" if on_kernels else "torch.float64"
         with running_cuda() as log:
             for op in (*ours, "attention.second", "attention.jvp"):
-                kernels.choose(op, (x, x, x))
+                choose(op, (x, x, x))
         assert [choice.op for choice in log if choice.backend == "cuda"] == on_kernels
         others = [choice for choice in log if choice.backend != "cuda"]
         assert len(others) == 4 - len(on_kernels)

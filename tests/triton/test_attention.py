@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import genkern
 from genkern.backend import use_backend
-from genkern.ops.attention.kernels import WIDEST_FP64
+from genkern.ops.attention.choice import WIDEST_FP64
 
 # (B, H, Hk, N, M, d, dv): one of everything; a row more than a tile, so that a causal query sees
 # one key of the next; ragged around the tiles; N < M and N > M; the SAGAN block; heads that share

@@ -9,7 +9,7 @@ import genkern
 from genkern.backend import use_backend
 from genkern.ops.attention import reference
 from genkern.ops.attention.arguments import NOTHING_FIXED, Settings
-from genkern.ops.attention.kernels import WIDEST_FP64
+from genkern.ops.attention.choice import WIDEST_FP64
 from genkern.ops.attention.triton import configurations, launch
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 6e-3}

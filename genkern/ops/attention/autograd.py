@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from genkern import backend as backends
 from genkern.ops._autograd import direct_apply, transforms_active
-from genkern.ops.attention import batching, kernels, reference
+from genkern.ops.attention import batching, choice, kernels, reference
 from genkern.ops.attention.arguments import OP, Fixed
 
 INPUTS, CONSTANTS = 5, 9  # the ends of the inputs and of Fixed among the tensors
@@ -43,7 +43,7 @@ class _Launches:
         return self._follow("jvp", args)
 
     def _follow(self, name, args):
-        backend, reason = kernels.following(f"{OP}.{name}", self.backend, args[0])
+        backend, reason = choice.following(f"{OP}.{name}", self.backend, args[0])
         backends.record(f"{OP}.{name}", backend, reason)
         return getattr(kernels.launches(backend), name)(*args)
 
@@ -68,7 +68,7 @@ class Kernels:
         return function.apply(*args) if transforms_active() else direct_apply(function)(*args)
 
 
-ON = {backend: Kernels(backend) for backend in kernels.KERNELS}
+ON = {backend: Kernels(backend) for backend in choice.KERNELS}
 
 
 # ---- Entries: a Function where somebody may differentiate, else the computation itself ----------

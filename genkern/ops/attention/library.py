@@ -13,7 +13,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from genkern.ops._autograd import direct_apply, transforms_active
-from genkern.ops.attention import arguments, autograd, batching, kernels, reference
+from genkern.ops.attention import arguments, autograd, batching, choice, kernels, reference
 from genkern.ops.attention.arguments import OP, Fixed, Settings
 from genkern.ops.attention.autograd import CONSTANTS, INPUTS
 
@@ -123,7 +123,7 @@ def _parts(args):
 
 def _launches(name, inputs, fixed, settings):
     """Those of the backend to take; None: the reference."""
-    backend = kernels.choose(name, inputs)
+    backend = choice.choose(name, inputs)
     if backend != "reference":
         return kernels.launches(backend)
     arguments.check_values(inputs, fixed, settings)

@@ -16,8 +16,8 @@ from genkern.ops.attention import (
     arguments,
     autograd,
     batching,
+    choice,
     forward_mode,
-    kernels,
     library,
     plans,
     reference,
@@ -209,7 +209,7 @@ def _core(inputs, fixed, settings, return_lse):
         or not all(x is None or is_plain(x) for x in inputs)
     ):
         return library.attention(inputs, fixed, settings)
-    backend = kernels.choose(OP, inputs)
+    backend = choice.choose(OP, inputs)
     if backend == "reference":
         return _by_reference(inputs, fixed, settings)
     return autograd.attention(autograd.ON[backend], inputs, fixed, settings, return_lse)[:2]

@@ -16,7 +16,7 @@ import torch
 from genkern.assembly import TARGETS, compiled
 from genkern.ops._triton import recording
 from genkern.ops.attention.arguments import NOTHING_FIXED, Fixed, Settings
-from genkern.ops.attention.kernels import WIDEST_FP64
+from genkern.ops.attention.choice import WIDEST_FP64
 from genkern.ops.attention.triton import configurations, launch
 from genkern.ops.attention.triton.operands import WIDEST as WHOLE
 
