@@ -30,7 +30,7 @@ def backward(inputs, fixed, settings, rows, grad_out, grad_lse, wanted=kernels.A
     facts, cotangent = call.planes(call.new_facts(3)), call.heads(grad_out)
     call.launch(
         native.attention_backward_rows_cuda,
-        *call.planes(rows),
+        *call.planes(rows[:2]),
         cotangent,
         call.numbers(grad_lse),
         call.heads(grads[0]),
@@ -69,7 +69,7 @@ def second(inputs, fixed, settings, rows, grad_out, grad_lse, tangents, wanted=(
     tangents, cotangent = call.tangents(tangents), call.heads(grad_out)
     call.launch(
         native.attention_second_rows_cuda,
-        *call.planes(rows),
+        *call.planes(rows[:2]),
         tangents,
         cotangent,
         call.numbers(grad_lse),
@@ -103,7 +103,7 @@ def jvp(inputs, fixed, settings, rows, tangents):
     out, lse = kernels.laid_out_like(q, v.shape[3]), kernels.new_row_numbers(q)
     call.launch(
         native.attention_jvp_cuda,
-        *call.planes(rows),
+        *call.planes(rows[:2]),
         call.tangents(tangents),
         call.heads(out),
         call.numbers(lse),

@@ -63,8 +63,8 @@ class Call:
         return grad_out, grad_lse
 
     def softmax(self, rows):
-        """(shifts, sums)"""
-        return [self.numbers(x) for x in rows]
+        """(shifts, sums); the CPU's kernels keep more (kernels.rows_kept)."""
+        return [self.numbers(x) for x in rows[:2]]
 
     # ---- Launches
 
