@@ -12,7 +12,7 @@ from genkern import evidence
 from genkern._native import LEVELS, native
 from genkern.backend import BACKENDS, has_cuda
 from genkern.ops import _triton as _triton_backend
-from genkern.ops.attention import kernels as attention
+from genkern.ops.attention import choice as attention
 from genkern.ops.differences import op as differences
 from genkern.ops.gaussian_kl import op as gaussian_kl
 from genkern.ops.linear_cross_entropy import op as linear_cross_entropy
